@@ -1,0 +1,200 @@
+"""From settings to what runs: backends, the table of routes, and why each rung is there."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sive.backends import Backend
+from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
+from sive.backends.presets import PRESETS
+from sive.config import BackendSettings, LocalSettings, ModelSettings, RungSettings, Settings
+from sive.errors import ConfigError
+from sive.policy import Clocks
+from sive.routes import Model, Rung, Table
+
+LOCAL_URL = "local:/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """The CPU model as routes see it."""
+
+    name: str
+    weights: str
+    context_tokens: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """A model that the engine of this process serves; ``parent`` is the base model of an adapter."""
+
+    name: str
+    weights: str
+    parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The engine as routes see it."""
+
+    backend: Backend
+    models: Sequence[EngineModel]
+
+
+def clocks(settings: Settings) -> Clocks:
+    """The policy's clocks as configured."""
+    gateway = settings.gateway
+    return Clocks(
+        deadline_s=gateway.deadline_s,
+        head_s=gateway.head_s,
+        first_token_s=gateway.first_token_s,
+        stall_s=gateway.stall_s,
+    )
+
+
+def build_table(settings: Settings, *, local: LocalModel | None, engine: EngineParts | None = None) -> Table:
+    """The routes of every served model.
+
+    Raises:
+        ConfigError: a backend without a URL, or a route to a backend that is switched off.
+    """
+    return _Builder(settings, local, engine).table()
+
+
+def describe_local(settings: LocalSettings) -> LocalModel | None:
+    """The CPU model that would be loaded; None when it is switched off or ``sive[local]`` is missing."""
+    if not settings.enabled or not all(
+        importlib.util.find_spec(name) for name in ("ctranslate2", "tokenizers")
+    ):
+        return None
+    from sive.wires.local import LocalWire
+
+    told = LocalWire(settings).describe()
+    return LocalModel(told.name, told.weights, told.context_tokens, told.why)
+
+
+def local_rung(local: LocalModel) -> Rung:
+    """The CPU model as the last rung of a route."""
+    backend = OpenAIBackend(
+        "local",
+        LOCAL_URL,
+        known_fields=LOCAL_FIELDS,
+        context_tokens=local.context_tokens,
+        wire="local",
+        is_local=True,
+    )
+    return Rung(backend, local.name, local.why, local.weights)
+
+
+class _Builder:
+    def __init__(self, settings: Settings, local: LocalModel | None, engine: EngineParts | None) -> None:
+        self._settings = settings
+        self._local = local
+        self._engine = engine
+        self._engine_models: Mapping[str, EngineModel] = {m.name: m for m in engine.models} if engine else {}
+        self._backends = {backend.name: _backend(backend) for backend in settings.backend}
+
+    def table(self) -> Table:
+        configured = {name: self._model(name, model) for name, model in self._settings.model.items()}
+        engine_only = self._engine_models.keys() - configured.keys()
+        return configured | {name: self._model(name, ModelSettings()) for name in sorted(engine_only)}
+
+    def _model(self, name: str, settings: ModelSettings) -> Model:
+        if settings.route == "default":
+            rungs = self._default_rungs(name)
+        else:
+            rungs = [self._rung(rung) for rung in settings.route]
+        weights = settings.weights or next(
+            (rung.weights for rung in rungs if not rung.backend.is_local), None
+        )
+        if weights is None and name == "local" and rungs:
+            weights = rungs[0].weights
+        written = () if settings.route == "default" else settings.route
+        return Model(
+            name=name,
+            rungs=tuple(
+                _marked(
+                    rung,
+                    is_first=not number,
+                    weights=weights,
+                    said=written[number].degraded if written else None,
+                )
+                for number, rung in enumerate(rungs)
+            ),
+            weights=weights,
+            parent=self._engine_models[name].parent if name in self._engine_models else None,
+            refuses_degraded=settings.degrade == "refuse",
+            system_prompt=settings.system_prompt,
+        )
+
+    def _default_rungs(self, name: str) -> list[Rung]:
+        rungs: list[Rung] = []
+        environment = self._settings.environment
+        if name in self._engine_models:
+            rungs.append(self._engine_rung(name, "the engine serves it"))
+        if not environment.offline:
+            if (url := environment.snb_backend_url) and environment.snb_api_prefix.endswith("/v1"):
+                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix))
+                rungs.append(Rung(backend, name, "SNB_BACKEND_URL is set"))
+            if environment.hf_token is not None:
+                rungs.append(
+                    Rung(self._hf(), environment.ia_model, "HF_TOKEN is set", weights=environment.ia_model)
+                )
+        if self._local is not None:
+            rungs.append(local_rung(self._local))
+        return rungs
+
+    def _rung(self, rung: RungSettings) -> Rung:
+        if rung.backend == "local":
+            if self._local is None:
+                raise ConfigError(
+                    "a route names 'local', but [local] enabled = false or sive[local] is not installed"
+                )
+            return local_rung(self._local)
+        if rung.backend == "engine":
+            return self._engine_rung(rung.model, "configured")
+        backend = self._backends.get(rung.backend) or self._hf()
+        return Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+
+    def _engine_rung(self, name: str, why: str) -> Rung:
+        if self._engine is None or name not in self._engine_models:
+            served = ", ".join(self._engine_models) or "nothing"
+            raise ConfigError(f"a route asks the engine for {name!r}, which serves {served}")
+        return Rung(self._engine.backend, name, why, self._engine_models[name].weights)
+
+    def _hf(self) -> Backend:
+        if "hf" in self._backends:
+            return self._backends["hf"]
+        return _backend(BackendSettings(name="hf", kind="hf", api_key=self._settings.environment.hf_token))
+
+
+def _marked(rung: Rung, *, is_first: bool, weights: str | None, said: bool | None) -> Rung:
+    """Is it another voice? The first rung is the model's own; the CPU only under a name of its own."""
+    if said is not None:
+        is_degraded = said
+    elif rung.backend.is_local or not is_first:
+        is_degraded = rung.weights is None or rung.weights != weights
+    else:
+        is_degraded = False
+    return Rung(rung.backend, rung.model, rung.why, rung.weights, is_degraded, rung.system_prompt)
+
+
+def _backend(settings: BackendSettings) -> Backend:
+    preset = PRESETS[settings.kind]
+    url = str(settings.url) if settings.url is not None else preset.url
+    if url is None:
+        raise ConfigError(f"backend {settings.name!r} has no url: say where its /v1 is")
+    only_openai = (settings.fields or preset.fields) == "openai"
+    return OpenAIBackend(
+        settings.name,
+        url,
+        api_key=settings.api_key,
+        known_fields=OPENAI_FIELDS if only_openai else None,
+        context_tokens=settings.context_tokens,
+    )
+
+
+def _snb_url(url: str, prefix: str) -> str:
+    host = url if "://" in url else f"https://{url}"
+    return host.rstrip("/") + "/" + prefix.strip("/")

@@ -1,0 +1,67 @@
+"""Backends: what can answer. Each translates an OpenAI request to wire requests; a small file a kind."""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sive.protocol import Endpoint, Json
+from sive.wires import WireRequest
+
+WireName = Literal["http", "local"]
+Translate = Callable[[bytes], bytes]
+"""From a backend's bytes to OpenAI's server-sent events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An OpenAI request on its way to one rung: its model name, system prompt and fields are the rung's."""
+
+    endpoint: Endpoint
+    body: Json
+    stream: bool
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The head of a backend's reply, and its body when the flow asked for it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+Flow = Generator[WireRequest, Reply, Translate | None]
+"""Wire requests out, replies in; the reply to the last one is the answer. Returns how to read that one,
+None when it speaks OpenAI already."""
+
+
+class Backend(Protocol):
+    """Something that can answer.
+
+    ``known_fields``: the request fields it understands, None for all. ``context_tokens``: how much it can
+    read, None when unknown. ``is_local``: runs in this process; it may drop the oldest turns.
+    """
+
+    @property
+    def name(self) -> str:
+        """What callers see; never a URL."""
+
+    @property
+    def wire(self) -> WireName:
+        """Which wire carries its requests."""
+
+    @property
+    def known_fields(self) -> frozenset[str] | None:
+        """The request fields it understands."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """How many tokens it can read and write together."""
+
+    @property
+    def is_local(self) -> bool:
+        """Is it the CPU model of this process?"""
+
+    def flow(self, request: Request) -> Flow:
+        """The wire requests that fetch one answer."""

@@ -1,0 +1,91 @@
+"""Whatever speaks OpenAI's protocol: a vLLM engine, another sive, a hosted API, the CPU model's wire."""
+
+from dataclasses import dataclass, field
+
+from pydantic import SecretStr
+
+from sive.backends import Flow, Request, WireName
+from sive.protocol import JSON_HEADERS, dumps
+from sive.wires import WireRequest
+
+OPENAI_FIELDS = frozenset(
+    {
+        "audio",
+        "best_of",
+        "echo",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "modalities",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "suffix",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+"""Request fields that OpenAI documents for chat completions and completions."""
+
+LOCAL_FIELDS = frozenset(
+    {
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "model",
+        "prompt",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "user",
+    }
+)
+"""Request fields that the CPU model honours (``user`` means nothing to it, and loses nothing)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIBackend:
+    """A backend that needs no translation. ``url`` ends in ``/v1`` or whatever stands in its place."""
+
+    name: str
+    url: str
+    api_key: SecretStr | None = None
+    known_fields: frozenset[str] | None = None
+    context_tokens: int | None = None
+    wire: WireName = "http"
+    is_local: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def flow(self, request: Request) -> Flow:
+        """One POST; the reply is the answer."""
+        headers = {**JSON_HEADERS, **self.headers, **request.headers}
+        if self.api_key is not None:
+            headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
+        url = f"{self.url.rstrip('/')}/{request.endpoint}"
+        yield WireRequest("POST", url, headers, dumps(request.body))
+        return None

@@ -1,0 +1,166 @@
+"""One request of a caller, parsed and checked: what every later step may rely on."""
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sive.errors import RequestError
+from sive.protocol import Endpoint, Json, loads
+
+MAX_HOPS = 3
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked request. ``body`` is the caller's own JSON object and is never changed in place.
+
+    ``prompt_bytes``: the size of all text in it, from which it is plain that a context cannot hold it.
+    ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer.
+    """
+
+    endpoint: Endpoint
+    model: str
+    body: Json
+    stream: bool
+    wants_usage: bool
+    choices: int
+    prompt_bytes: int
+    request_id: str
+    requires_adapter: bool = False
+    hop: int = 0
+
+
+def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
+    """Check a request; ``headers`` by lower-case name.
+
+    Raises:
+        RequestError: with the status, param and code to answer.
+    """
+    try:
+        body = loads(raw)
+    except ValueError as exc:
+        raise RequestError(f"the body is not valid JSON: {exc}", code="invalid_json") from exc
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    _check_types(body)
+    model = body.get("model")
+    if not model:
+        raise RequestError("you must provide a model", param="model", code="missing_required_parameter")
+    options = body.get("stream_options") or {}
+    return Call(
+        endpoint=endpoint,
+        model=model,
+        body=body,
+        stream=bool(body.get("stream")),
+        wants_usage=bool(options.get("include_usage")),
+        choices=body.get("n") or 1,
+        prompt_bytes=_messages_bytes(body) if endpoint == "chat/completions" else _prompt_bytes(body),
+        request_id=_request_id(headers),
+        requires_adapter=headers.get("x-sive-require") == "adapter",
+        hop=_hop(headers),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: _is_number(value) and low <= value <= high
+
+
+def _is_stop(value: Any) -> bool:
+    several = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str) or several
+
+
+_PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "a string"),
+    "stream": (lambda value: isinstance(value, bool), "true or false"),
+    "stream_options": (lambda value: isinstance(value, dict), "an object"),
+    "max_tokens": (lambda value: _is_integer(value) and value >= 1, "an integer of at least 1"),
+    "max_completion_tokens": (lambda value: _is_integer(value) and value >= 1, "an integer of at least 1"),
+    "n": (lambda value: _is_integer(value) and 1 <= value <= 128, "an integer from 1 to 128"),
+    "seed": (_is_integer, "an integer"),
+    "temperature": (_within(0, 2), "a number from 0 to 2"),
+    "top_p": (_within(0, 1), "a number from 0 to 1"),
+    "presence_penalty": (_within(-2, 2), "a number from -2 to 2"),
+    "frequency_penalty": (_within(-2, 2), "a number from -2 to 2"),
+    "stop": (_is_stop, "a string or a list of strings"),
+    "tools": (lambda value: isinstance(value, list), "a list"),
+}
+
+
+def _check_types(body: Json) -> None:
+    for name, (is_fine, wanted) in _PARAMETERS.items():
+        value = body.get(name)
+        if value is not None and not is_fine(value):
+            raise RequestError(
+                f"{name!r} must be {wanted}, not {_shown(value)}", param=name, code="invalid_type"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | list | dict):
+        return {"str": "a string", "list": "a list", "dict": "an object"}[type(value).__name__]
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def _messages_bytes(body: Json) -> int:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(
+            "'messages' must be a list with at least one message", param="messages", code="invalid_type"
+        )
+    return sum(_message_bytes(message, index) for index, message in enumerate(messages))
+
+
+def _message_bytes(message: Any, index: int) -> int:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise RequestError(f"{where} must be an object with a 'role'", param=where, code="invalid_type")
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    if content is None:
+        return 0
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        wanted = "a string, a list of parts, or null"
+        raise RequestError(f"{where}.content must be {wanted}", param=f"{where}.content", code="invalid_type")
+    return sum(len(part["text"]) for part in content if isinstance(part.get("text"), str))
+
+
+def _prompt_bytes(body: Json) -> int:
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt)
+    if isinstance(prompt, list) and prompt:
+        if all(_is_integer(one) for one in prompt):
+            return len(prompt)
+        if all(isinstance(one, str) for one in prompt):
+            return max(map(len, prompt))
+        if all(isinstance(one, list) for one in prompt):
+            return max(map(len, prompt))
+    wanted = "a string, a list of strings, or token ids"
+    raise RequestError(f"'prompt' must be {wanted}", param="prompt", code="invalid_type")
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+def _hop(headers: Mapping[str, str]) -> int:
+    given = headers.get("x-sive-hop", "0")
+    hop = int(given) if given.isascii() and given.isdigit() and len(given) < 4 else MAX_HOPS + 1
+    if hop > MAX_HOPS:
+        message = f"this request went through more than {MAX_HOPS} sives: a route leads back to itself"
+        raise RequestError(message, status=508, type="server_error", code="loop_detected")
+    return hop

@@ -1,0 +1,380 @@
+"""The chain: a generator of one request, from its route to an answer. No I/O, no clock, no sockets.
+
+It is sent events, which carry their time, and yields steps; `drive` does what they say. Whoever wants to
+know what became of the request reads ``report`` when it is over.
+"""
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+
+from sive.backends import Request
+from sive.calls import Call
+from sive.errors import Why
+from sive.events import (
+    Alarm,
+    CallerLeft,
+    Close,
+    Command,
+    End,
+    Event,
+    First,
+    Head,
+    Incoming,
+    Lost,
+    Open,
+    Relay,
+    Send,
+    Step,
+    Whole,
+)
+from sive.faces import Face
+from sive.policy import Policy, retry_after_s
+from sive.protocol import DONE, Json, error, loads
+from sive.relay import FailedInBand, Finished, Finishing, Label, StreamRelay, in_band_error
+from sive.routes import Model, Rest, Rung, request_for
+
+MAX_BYTES_PER_TOKEN = 16
+"""No tokenizer packs running text tighter; what exceeds it plainly does not fit a context."""
+
+DEFAULT_RETRY_AFTER_S = 5.0
+
+LOST_IN_WORDS: dict[Why, str] = {
+    "refused": "refused the connection",
+    "dns": "its name was not found",
+    "tls": "its certificate or TLS failed",
+    "timeout": "did not answer in time",
+    "reset": "reset the connection",
+    "reset_reused": "reset the connection",
+    "eof": "closed the connection in the middle",
+    "malformed": "sent what is not HTTP or not an event stream",
+    "too_large": "sent more than is accepted",
+}
+
+Trying = Generator[Step, Incoming, bool]
+"""Ends with True when the request is over."""
+Waiting = Generator[Step, Incoming, Incoming]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a rung did not answer: ``reason`` is one word for metrics, ``message`` is for callers."""
+
+    backend: str
+    reason: str
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of a request. Times are the events' own, in seconds; ``status`` is what the caller got."""
+
+    call: Call
+    started_at: float
+    status: int = 0
+    backend: str = ""
+    is_degraded: bool = False
+    attempts: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    usage: Json | None = None
+    chunks: int = 0
+    caller_left: bool = False
+    is_complete: bool = False
+
+
+class _CallerIsGoneError(Exception):
+    """The caller left: everything open is closed and nothing more is said."""
+
+
+class Chain:
+    """Tries the rungs of a model in order until one answers.
+
+    ``rests``: backends that cannot answer now, by name. ``now``: the time at which the request came.
+    """
+
+    def __init__(
+        self, call: Call, model: Model, face: Face, policy: Policy, *, rests: Mapping[str, Rest], now: float
+    ) -> None:
+        self.report = Report(call, started_at=now)
+        self._call = call
+        self._model = model
+        self._face = face
+        self._policy = policy
+        self._clocks = policy.clocks
+        self._rests = rests
+        self._now = now
+        self._deadline = now + policy.clocks.deadline_s
+        self._beat_at = now + policy.clocks.head_s
+        self._do: list[Command] = []
+        self._opened: int | None = None
+        self._steps = self._run()
+
+    def start(self) -> Step:
+        """The first step."""
+        return next(self._steps)
+
+    def send(self, incoming: Incoming) -> Step:
+        """The step that follows an event; the last one contains End, or is empty when the caller left."""
+        try:
+            return self._steps.send(incoming)
+        except StopIteration:
+            return Step(())
+
+    def _run(self) -> Generator[Step, Incoming, None]:
+        try:
+            if not (yield from self._try_rungs()):
+                self._give_up()
+        except _CallerIsGoneError:
+            self.report.caller_left = True
+            self._close()
+        self.report.ended_at = self._now
+        yield Step(tuple(self._do))
+
+    def _try_rungs(self) -> Trying:
+        for rung in self._candidates():
+            if (yield from self._attempt(rung)):
+                return True
+            if self._now >= self._deadline:
+                break
+        return False
+
+    # Which rungs
+
+    def _candidates(self) -> list[Rung]:
+        return [rung for rung in self._model.rungs if self._may_answer(rung)]
+
+    def _may_answer(self, rung: Rung) -> bool:
+        if rung.is_degraded and (self._call.requires_adapter or self._model.refuses_degraded):
+            self._fail(rung, "degraded", "another voice, and only the model's own is wanted")
+        elif rest := self._rests.get(rung.backend.name):
+            self._fail(rung, "resting", rest.why, rest.retry_after_s)
+        elif self._is_plainly_too_long(rung):
+            self._fail(rung, "context_length", f"reads at most {rung.backend.context_tokens} tokens")
+        else:
+            return True
+        return False
+
+    def _is_plainly_too_long(self, rung: Rung) -> bool:
+        context = rung.backend.context_tokens
+        may_truncate = rung.backend.is_local and rung.is_degraded
+        if context is None or may_truncate:
+            return False
+        return self._call.prompt_bytes > context * MAX_BYTES_PER_TOKEN
+
+    # One rung, until it answers or fails
+
+    def _attempt(self, rung: Rung) -> Trying:
+        request, dropped = request_for(self._call, self._model, rung)
+        self._open(rung, request)
+        clock_s = self._clocks.first_token_s if self._call.stream else self._clocks.whole_s
+        silent_at = self._now + clock_s
+        head: Head | None = None
+        while True:
+            incoming = yield from self._wait(min(silent_at, self._deadline))
+            match incoming:
+                case Head():
+                    head = incoming
+                case Event(event=Whole(body)) if head is not None:
+                    self._opened = None
+                    return self._judge(rung, head, body, self._label(rung, head, dropped))
+                case Event(event=First(chunk)) if head is not None:
+                    if message := in_band_error(chunk):
+                        return self._move_on(
+                            rung, "in_band_error", f"an error in its stream: {message[:200]}"
+                        )
+                    return (yield from self._relay(rung, self._label(rung, head, dropped)))
+                case Lost(why=why):
+                    return self._move_on(rung, why, LOST_IN_WORDS[why], falls=self._policy.falls(why))
+                case Alarm():
+                    what = "first token" if self._call.stream else "answer"
+                    message = f"no {what} within {clock_s:g} s"
+                    return self._move_on(rung, "silent", message, falls=self._policy.falls("timeout"))
+                case _:
+                    pass
+
+    def _judge(self, rung: Rung, head: Head, body: bytes, label: Label) -> bool:
+        headers = dict(head.headers)
+        verdict = self._policy.judge(head.status, headers, body)
+        if verdict == "callers_answer":
+            self._say_error(rung, head.status, passed_on(head.status, body))
+            return True
+        if verdict == "answer":
+            return self._whole(rung, body, label)
+        reason = "context_length" if verdict == "too_long" else f"http_{head.status}"
+        what = f"HTTP {head.status}" if head.status != 200 else "a 200 that is no answer"
+        return self._move_on(rung, reason, what, retry_after_s=retry_after_s(headers))
+
+    def _whole(self, rung: Rung, body: bytes, label: Label) -> bool:
+        try:
+            commands, usage = self._face.whole(body, label, self._headers(rung))
+        except ValueError as exc:
+            return self._move_on(rung, "malformed", f"a 200 that is no answer: {exc}")
+        self._do += commands
+        self._answered_by(rung)
+        self._complete(usage)
+        return True
+
+    # The rung that answers, until its end
+
+    def _relay(self, rung: Rung, label: Label) -> Trying:
+        relay = self._face.relay(label)
+        if relay is None or self._opened is None:
+            return self._move_on(rung, "malformed", "a stream where one answer was asked for")
+        self._answered_by(rung)
+        self._do += [*self._face.begin(self._headers(rung)), Relay(self._opened, relay)]
+        relay.fed_at = self._now
+        patience_s = self._clocks.stall_s
+        while True:
+            incoming = yield from self._wait(relay.fed_at + patience_s)
+            match incoming:
+                case Event(event=Finishing()):
+                    patience_s = self._clocks.finish_s
+                case Event(event=Finished(usage)):
+                    return self._end_stream(relay, usage)
+                case Event(event=FailedInBand(message)):
+                    return self._cut(rung, relay, "in_band_error", message)
+                case Lost() | Alarm() if relay.is_finished:
+                    self._do.append(Send(DONE))
+                    return self._end_stream(relay, relay.usage)
+                case Lost(why=why):
+                    return self._cut(rung, relay, why, LOST_IN_WORDS[why])
+                case Alarm(at=at) if at >= relay.fed_at + patience_s:
+                    return self._cut(rung, relay, "stall", f"no token for {patience_s:g} s")
+                case _:
+                    pass
+
+    def _end_stream(self, relay: StreamRelay, usage: Json | None) -> bool:
+        self.report.chunks = relay.chunks
+        self._close()
+        self._do.append(End())
+        self._complete(usage)
+        return True
+
+    def _cut(self, rung: Rung, relay: StreamRelay, reason: str, message: str) -> bool:
+        self.report.chunks = relay.chunks
+        self._close()
+        self._fail(rung, reason, message)
+        what = f"the answer broke off: backend {rung.backend.name!r}: {message}"
+        self._say_error(rung, 502, error(what, type="server_error", code="stream_interrupted"))
+        return True
+
+    # What the caller is told
+
+    def _label(self, rung: Rung, head: Head, dropped: list[str]) -> Label:
+        said = {
+            "backend": rung.backend.name,
+            "degraded": rung.is_degraded,
+            "resumed": False,
+            "truncated": head.headers.get("x-sive-truncated") == "1",
+            "dropped": dropped,
+        }
+        return Label(None if rung.is_degraded else self._model.name, said)
+
+    def _headers(self, rung: Rung | None) -> dict[str, str]:
+        headers = {"x-request-id": self._call.request_id, "x-sive-attempts": str(self.report.attempts)}
+        if rung is not None:
+            headers["x-sive-backend"] = rung.backend.name
+            headers["x-sive-degraded"] = "true" if rung.is_degraded else "false"
+        return headers
+
+    def _say_error(self, rung: Rung | None, status: int, payload: Json, **headers: str) -> None:
+        extra = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._do += self._face.error(status, payload, self._headers(rung) | extra)
+        self.report.status = status
+        if rung is not None:
+            self.report.backend, self.report.is_degraded = rung.backend.name, rung.is_degraded
+
+    def _give_up(self) -> None:
+        failures = self.report.failures
+        if failures and all(failure.reason == "context_length" for failure in failures):
+            reads = max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
+            message = f"This model's maximum context length is {reads} tokens; your request is longer."
+            code = "context_length_exceeded"
+            self._say_error(None, 400, error(message, type="invalid_request_error", code=code))
+            return
+        whys = "; ".join(f"{failure.backend}: {failure.message}" for failure in failures)
+        message = f"no backend could answer for {self._model.name!r}: {whys or 'its route is empty'}"
+        waits = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
+        wait_s = math.ceil(min(waits, default=DEFAULT_RETRY_AFTER_S))
+        payload = error(message, type="server_error", code="no_backend")
+        # The SDKs' own retries would only knock again at doors that were just tried.
+        self._say_error(None, 503, payload, retry_after=str(max(1, wait_s)), x_should_retry="false")
+
+    # Book-keeping
+
+    def _open(self, rung: Rung, request: Request) -> None:
+        self.report.attempts += 1
+        self._opened = self.report.attempts
+        self._do.append(Open(self._opened, rung, request))
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._do.append(Close(self._opened))
+            self._opened = None
+
+    def _fail(self, rung: Rung, reason: str, message: str, retry_after_s: float | None = None) -> None:
+        self.report.failures.append(Failure(rung.backend.name, reason, message, retry_after_s))
+
+    def _move_on(
+        self,
+        rung: Rung,
+        reason: str,
+        message: str,
+        *,
+        falls: bool = True,
+        retry_after_s: float | None = None,
+    ) -> bool:
+        """Note the failure; True when it ends the request because nobody else may be asked."""
+        self._close()
+        self._fail(rung, reason, message, retry_after_s)
+        if not falls:
+            what = f"backend {rung.backend.name!r}: {message}"
+            self._say_error(rung, 502, error(what, type="server_error", code="bad_gateway"))
+        return not falls
+
+    def _answered_by(self, rung: Rung) -> None:
+        self.report.status = 200
+        self.report.backend = rung.backend.name
+        self.report.is_degraded = rung.is_degraded
+        self.report.first_token_at = self._now
+
+    def _complete(self, usage: Json | None) -> None:
+        self.report.usage = usage
+        self.report.is_complete = True
+
+    def _wait(self, until: float) -> Waiting:
+        """Yield what is to be done until an event comes that is not the heartbeat's."""
+        while True:
+            do, self._do = tuple(self._do), []
+            waits_for_head = not self._answering
+            incoming = yield Step(do, min(until, self._beat_at) if waits_for_head else until)
+            self._now = incoming.at
+            if isinstance(incoming, CallerLeft):
+                raise _CallerIsGoneError
+            if not (isinstance(incoming, Alarm) and waits_for_head and incoming.at < until):
+                return incoming
+            self._beat_at = incoming.at + self._clocks.head_s
+            self._do += self._face.heartbeat(self._headers(None))
+
+    @property
+    def _answering(self) -> bool:
+        return self.report.first_token_at is not None
+
+
+def passed_on(status: int, body: bytes) -> Json:
+    """A backend's error as the caller gets it: as it came, in OpenAI's frame when it had none."""
+    try:
+        payload = loads(body)
+    except ValueError:
+        payload = None
+    if isinstance(payload, dict) and isinstance(payload.get("error"), dict):
+        return payload
+    said = (
+        payload.get("message") or payload.get("error") or payload.get("detail")
+        if isinstance(payload, dict)
+        else ""
+    )
+    return error(str(said or f"the backend answered HTTP {status}"), type="invalid_request_error")

@@ -1,0 +1,28 @@
+"""Configuration: frozen typed settings, and the only reader of the environment and of ``sive.toml``."""
+
+from sive.config.load import Loaded, load, process_environment, sdk_names_a_host
+from sive.config.sections import (
+    BackendSettings,
+    EngineSettings,
+    EnvironmentSettings,
+    GatewaySettings,
+    LocalSettings,
+    ModelSettings,
+    RungSettings,
+    Settings,
+)
+
+__all__ = [
+    "BackendSettings",
+    "EngineSettings",
+    "EnvironmentSettings",
+    "GatewaySettings",
+    "Loaded",
+    "LocalSettings",
+    "ModelSettings",
+    "RungSettings",
+    "Settings",
+    "load",
+    "process_environment",
+    "sdk_names_a_host",
+]

@@ -1,0 +1,228 @@
+"""Finds ``sive.toml``, lays environment and command line over it, and says where each value is from."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+
+from sive.config.sections import Settings
+from sive.errors import ConfigError
+
+BUILT_IN_BACKENDS = ("local", "hf")
+"""Backend names that a route may use without a ``[[backend]]``; ``engine`` joins them where one runs."""
+
+TRUE = {"1", "true", "yes", "on"}
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, the file they came from, and the source of each value that is not a default.
+
+    ``sources``: dotted key to where it was said, for instance ``gateway.port`` to ``PORT``.
+    """
+
+    settings: Settings
+    path: Path | None
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Read the configuration.
+
+    ``path``: as given by ``--config``; else ``SIVE_CONFIG``, ``./sive.toml``, ``~/.config/sive/sive.toml``,
+    else the packaged defaults. ``overrides``: dotted key to value, from the command line.
+
+    Raises:
+        ConfigError: names the file, the key and the way out.
+    """
+    environ = os.environ if environ is None else environ
+    found = _find(path, environ)
+    tree = _read(found) if found is not None else {}
+    where = str(found) if found is not None else "the defaults"
+    if "environment" in tree:
+        raise ConfigError(
+            f"{where}: [environment] is no section: these values come from the environment alone"
+        )
+    sources = dict.fromkeys(_leaves(tree), where)
+    _lay_over(tree, sources, _from_environment(tree, environ))
+    _lay_over(tree, sources, {key: (value, "command line") for key, value in (overrides or {}).items()})
+    if not tree.get("model"):
+        tree["model"] = _packaged_models()
+    settings = _validate(tree, where)
+    settings = _with_secrets(settings, sources, environ)
+    _check_routes(settings, where)
+    return Loaded(settings, found, sources)
+
+
+def process_environment() -> Mapping[str, str]:
+    """This process's environment, for a child that is to inherit some of it."""
+    return dict(os.environ)
+
+
+def sdk_names_a_host(environ: Mapping[str, str] | None = None) -> bool:
+    """Would the OpenAI SDK know a host by itself?"""
+    environ = os.environ if environ is None else environ
+    return any(environ.get(name) for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"))
+
+
+def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is None and (named := environ.get("SIVE_CONFIG")):
+        path = Path(named)
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"there is no configuration file {str(path)!r}")
+        return path
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config")
+    candidates = (Path("sive.toml"), home / "sive" / "sive.toml")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _read(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def _packaged_models() -> Tree:
+    text = resources.files("sive.config").joinpath("default.toml").read_text(encoding="utf-8")
+    models: Tree = tomllib.loads(text)["model"]
+    return models
+
+
+def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    names = {
+        "PORT": "gateway.port",
+        "HF_LOCAL_MODEL_PATH": "local.model",
+        "SNB_BACKEND_URL": "environment.snb_backend_url",
+        "SNB_API_PREFIX": "environment.snb_api_prefix",
+        "HF_API_TOKEN": "environment.hf_token",
+        "HF_TOKEN": "environment.hf_token",
+        "IA_MODEL": "environment.ia_model",
+    }
+    said: dict[str, tuple[Any, str]] = {
+        key: (environ[name], name) for name, key in names.items() if environ.get(name)
+    }
+    if environ.get("SIVE_OFFLINE", "").lower() in TRUE:
+        said["environment.offline"] = (True, "SIVE_OFFLINE")
+    keys_env = tree.get("gateway", {}).get("api_keys_env", "SIVE_API_KEYS")
+    if keys := [key.strip() for key in environ.get(keys_env, "").split(",") if key.strip()]:
+        said["gateway.api_keys"] = (keys, keys_env)
+    if cache := environ.get("XDG_CACHE_HOME"):
+        said.setdefault("local.weights_dir", (Path(cache) / "sive" / "weights", "XDG_CACHE_HOME"))
+    return {key: value for key, value in said.items() if key != "local.weights_dir" or not _has(tree, key)}
+
+
+def _lay_over(tree: Tree, sources: dict[str, str], said: Mapping[str, tuple[Any, str]]) -> None:
+    for key, (value, source) in said.items():
+        *sections, name = key.split(".")
+        target = tree
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"[{section}] must be a table")
+        target[name] = value
+        sources[key] = source
+
+
+def _has(tree: Tree, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return name in tree.get(section, {})
+
+
+def _leaves(tree: Tree, prefix: str = "") -> list[str]:
+    leaves: list[str] = []
+    for name, value in tree.items():
+        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return leaves
+
+
+def _validate(tree: Tree, where: str) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as exc:
+        raise ConfigError("\n".join(f"{where}: {_told(error)}" for error in exc.errors())) from None
+
+
+def _told(error: ErrorDetails) -> str:
+    location = [
+        str(part) for part in error["loc"] if part not in ("tuple[RungSettings, ...]", "literal['default']")
+    ]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(location[-1], _known_keys(error["loc"]), n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {nearest[0]!r}?"
+            if nearest
+            else f"known are {', '.join(_known_keys(error['loc']))}"
+        )
+        return f"unknown key {key!r}: {hint}"
+    if error["type"] == "missing":
+        return f"{key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = (
+        "" if "key" in location[-1:] or isinstance(error["input"], dict) else f" (it is {error['input']!r})"
+    )
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that an unknown key stands in."""
+    section: type[BaseModel] = Settings
+    for part in location[:-1]:
+        field_info = section.model_fields.get(str(part))
+        if field_info is not None:
+            section = _section_in(field_info.annotation) or section
+    return sorted(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
+
+
+def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[str, str]) -> Settings:
+    """Fill each backend's key from the variable it names."""
+    backends = []
+    for number, backend in enumerate(settings.backend):
+        name = backend.api_key_env
+        if name is None:
+            backends.append(backend)
+            continue
+        if not environ.get(name):
+            raise ConfigError(f"backend {backend.name!r}: its key is to come from {name}, which is not set")
+        backends.append(backend.model_copy(update={"api_key": SecretStr(environ[name])}))
+        sources[f"backend.{number}.api_key"] = name
+    return settings.model_copy(update={"backend": tuple(backends)})
+
+
+def _check_routes(settings: Settings, where: str) -> None:
+    known = [*BUILT_IN_BACKENDS, *(backend.name for backend in settings.backend)]
+    if settings.engine is not None:
+        known.append("engine")
+    for name, model in settings.model.items():
+        for rung in model.route if model.route != "default" else ():
+            if rung.backend in known:
+                continue
+            nearest = difflib.get_close_matches(rung.backend, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+            raise ConfigError(
+                f"{where}: [model.{name}] names a backend {rung.backend!r} that is not there: {hint}"
+            )

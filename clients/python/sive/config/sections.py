@@ -1,0 +1,145 @@
+"""The sections of ``sive.toml`` as frozen, typed settings; see docs/configuration.md for every key."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GatewaySettings(Section):
+    """``[gateway]``: what ``sive serve`` listens on, and for how long it tries.
+
+    ``deadline_s`` counts only time in which the caller got nothing. ``head_s``: after it a stream gets
+    its 200 and ``: waiting`` comments while rungs are still tried.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    api_keys: tuple[SecretStr, ...] = ()
+    api_keys_env: str = "SIVE_API_KEYS"
+    deadline_s: Seconds = 120
+    connect_s: Seconds = 3
+    head_s: Seconds = 5
+    first_token_s: Seconds = 10
+    stall_s: Seconds = 8
+    drain_s: Seconds = 20
+    max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
+    cors_origins: tuple[str, ...] = ()
+
+
+class BackendSettings(Section):
+    """``[[backend]]``: something that can answer. ``name`` is what callers see; never a URL.
+
+    ``fields``: ``all`` passes every field of a request on (vLLM, another sive), ``openai`` drops the
+    ones OpenAI does not know and names them in ``sive.dropped``.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    kind: Literal["openai", "hf"] = "openai"
+    url: AnyHttpUrl | None = None
+    api_key: SecretStr | None = None
+    api_key_env: str | None = None
+    fields: Literal["all", "openai"] | None = None
+    context_tokens: Annotated[int, Field(gt=0)] | None = None
+
+
+class RungSettings(Section):
+    """One entry of a route: a backend, and the name it knows the model by."""
+
+    backend: str
+    model: str
+    weights: str | None = None
+    degraded: bool | None = None
+    system_prompt: str | None = None
+
+
+class ModelSettings(Section):
+    """``[model.NAME]``: a served model and its ordered rungs.
+
+    ``route = "default"`` is the engine, SNB_BACKEND_URL, HF_TOKEN, local: whichever are there.
+    ``degrade = "refuse"``: an error rather than another voice.
+    """
+
+    route: Literal["default"] | tuple[RungSettings, ...] = "default"
+    degrade: Literal["allow", "refuse"] = "allow"
+    system_prompt: str | None = None
+    weights: str | None = None
+
+
+class EngineSettings(BaseModel):
+    """``[engine]``: the vLLM child process. Keys sive does not know go to vLLM's own ``--config``.
+
+    ``adapters``: path of an ``adapters.toml``. ``command``: the ``vllm`` program, found when left out.
+    ``start_s``: an engine not ready by then is restarted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    model: str
+    served_model_name: str | None = None
+    adapters: Path | None = None
+    command: Path | None = None
+    start_s: Seconds = 1800
+    max_model_len: Annotated[int, Field(gt=0)] | None = None
+
+    @property
+    def passed_through(self) -> dict[str, Any]:
+        """Keys for vLLM's ``--config``, spelled as the file spells them."""
+        return dict(self.model_extra or {})
+
+
+class LocalSettings(Section):
+    """``[local]``: the CPU model.
+
+    ``model``: ``auto`` (the best that is on disk and fits in memory), ``embedded``, a prepared model's
+    name such as ``openai-community/gpt2``, or a folder. ``slots`` requests run at once on one thread
+    each, ``queue`` more wait. A model is loaded only when ``headroom_mb`` stay free.
+    """
+
+    enabled: bool = True
+    model: str = "auto"
+    weights_dir: Path | None = None
+    slots: Annotated[int, Field(ge=1, le=64)] = 4
+    queue: Annotated[int, Field(ge=0, le=1024)] = 8
+    headroom_mb: Annotated[int, Field(ge=0)] = 350
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+
+
+class EnvironmentSettings(Section):
+    """What only the environment says: names that earlier deployments set, and ``SIVE_OFFLINE``.
+
+    ``snb_api_prefix``: where the old Space's API lies; one that ends in ``/v1`` speaks OpenAI's protocol.
+    """
+
+    snb_backend_url: str | None = None
+    snb_api_prefix: str = "/gradio_api"
+    hf_token: SecretStr | None = None
+    ia_model: str = "Qwen/Qwen2.5-14B-Instruct"
+    offline: bool = False
+
+
+class Settings(Section):
+    """Everything that is configured; built once by ``load`` and passed down."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    backend: tuple[BackendSettings, ...] = ()
+    model: dict[str, ModelSettings] = Field(default_factory=dict)
+    engine: EngineSettings | None = None
+    local: LocalSettings = LocalSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+
+    @field_validator("backend")
+    @classmethod
+    def _names_are_unique(cls, backends: tuple[BackendSettings, ...]) -> tuple[BackendSettings, ...]:
+        names = [backend.name for backend in backends]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two backends are called {sorted(twice)[0]!r}: give each its own name")
+        return backends

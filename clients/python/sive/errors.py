@@ -1,0 +1,62 @@
+"""Every error sive raises, as one tree.
+
+SiveError
+├── ConfigError       a file, key, value or environment variable is wrong
+├── RequestError      the caller's request is wrong; carries the OpenAI error to answer with
+├── LostError         a backend was lost before or during its answer
+├── LocalModelError   the CPU model cannot be loaded, converted or run
+├── AdapterError      an adapter or the list of adapters is wrong
+└── EngineError       the engine cannot be started
+"""
+
+from typing import Literal
+
+Why = Literal["refused", "reset", "reset_reused", "eof", "tls", "dns", "timeout", "malformed", "too_large"]
+
+
+class SiveError(Exception):
+    """Base of all errors of this project; its text is fit to show to a person."""
+
+
+class ConfigError(SiveError):
+    """A file, key, value or environment variable is wrong; the text names it and the way out."""
+
+
+class RequestError(SiveError):
+    """The caller's request is wrong: ``status``, ``type``, ``param`` and ``code`` as OpenAI spells them."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",  # noqa: A002 - the field's own name
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+
+
+class LostError(SiveError):
+    """A backend was lost: ``why`` is one word for policy and metrics, the text is for people."""
+
+    def __init__(self, why: Why, detail: str = "") -> None:
+        super().__init__(f"{why}: {detail}" if detail else why)
+        self.why: Why = why
+
+
+class LocalModelError(SiveError):
+    """The CPU model cannot be loaded, converted or run."""
+
+
+class AdapterError(SiveError):
+    """An adapter, or the list of adapters, is wrong."""
+
+
+class EngineError(SiveError):
+    """The engine cannot be started."""

@@ -1,0 +1,105 @@
+"""The OpenAI shapes sive authors: errors, chunks, answers, usage; JSON in and out."""
+
+import time
+import uuid
+from typing import Any, Literal
+
+import pydantic_core
+from sive.errors import RequestError
+
+Json = dict[str, Any]
+Endpoint = Literal["chat/completions", "completions"]
+FinishReason = Literal["stop", "length"]
+
+DONE = b"data: [DONE]\n\n"
+JSON_HEADERS = {"content-type": "application/json"}
+SSE_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+
+
+def dumps(value: Any) -> bytes:
+    """JSON bytes: compact, UTF-8."""
+    return pydantic_core.to_json(value)
+
+
+def loads(data: bytes | str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: not JSON; NaN and Infinity are not JSON.
+    """
+    return pydantic_core.from_json(data, allow_inf_nan=False)
+
+
+def event(payload: Json) -> bytes:
+    """One server-sent event."""
+    return b"data: " + dumps(payload) + b"\n\n"
+
+
+def error(message: str, *, type: str, param: str | None = None, code: str | None = None) -> Json:  # noqa: A002
+    """The OpenAI error object."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def error_of(problem: RequestError) -> Json:
+    """The OpenAI error object of a wrong request."""
+    return error(problem.message, type=problem.type, param=problem.param, code=problem.code)
+
+
+def new_id(endpoint: Endpoint) -> str:
+    """A fresh id for an answer."""
+    return ("chatcmpl-" if endpoint == "chat/completions" else "cmpl-") + uuid.uuid4().hex
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+    """The usage object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+class AnswerShape:
+    """Builds the chunks, or the one JSON object, of an answer; they share one ``id`` and one ``created``."""
+
+    def __init__(self, endpoint: Endpoint, model: str) -> None:
+        self._chat = endpoint == "chat/completions"
+        self._head: Json = {"id": new_id(endpoint), "created": int(time.time()), "model": model}
+
+    def role(self) -> Json:
+        """The first chunk of a chat stream."""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+
+    def text(self, text: str, finish_reason: FinishReason | None = None) -> Json:
+        """A chunk with text, or the last one, which carries a ``finish_reason``."""
+        if not self._chat:
+            return self._chunk({"text": text}, finish_reason)
+        return self._chunk({"delta": {"content": text} if text else {}}, finish_reason)
+
+    def usage(self, prompt_tokens: int, completion_tokens: int) -> Json:
+        """The chunk that ``stream_options.include_usage`` asks for."""
+        chunk = self._chunk({}, None)
+        return chunk | {"choices": [], "usage": usage(prompt_tokens, completion_tokens)}
+
+    def whole(
+        self, text: str, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int
+    ) -> Json:
+        """The answer as one JSON object."""
+        kind = "chat.completion" if self._chat else "text_completion"
+        said: Json = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return {
+            **self._head,
+            "object": kind,
+            "choices": [choice],
+            "usage": usage(prompt_tokens, completion_tokens),
+        }
+
+    def _chunk(self, said: Json, finish_reason: str | None) -> Json:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head, "object": kind, "choices": [choice]}

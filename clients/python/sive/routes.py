@@ -1,0 +1,79 @@
+"""Routes: which backends answer for a served model, in which order, and who counts as another voice."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sive.backends import Backend, Request
+from sive.calls import Call
+from sive.protocol import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A backend in a route, and the name it knows the model by.
+
+    ``why``: why it stands there, for the start lines. ``weights``: base + adapter + version, None when
+    unknown. ``is_degraded``: somebody else speaks than the served model.
+    """
+
+    backend: Backend
+    model: str
+    why: str
+    weights: str | None = None
+    is_degraded: bool = False
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model and its ordered rungs; ``parent`` is its base model when it is an adapter."""
+
+    name: str
+    rungs: tuple[Rung, ...]
+    weights: str | None = None
+    parent: str | None = None
+    refuses_degraded: bool = False
+    system_prompt: str | None = None
+
+
+Table = Mapping[str, Model]
+"""Served models by name; replaced whole while requests run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A backend that cannot answer now: ``why`` in words for callers, and when to ask again."""
+
+    why: str
+    retry_after_s: float
+
+
+def request_for(call: Call, model: Model, rung: Rung) -> tuple[Request, list[str]]:
+    """The request in this rung's terms, and the names of the fields it would not have understood."""
+    known = rung.backend.known_fields
+    dropped = [] if known is None else [name for name in call.body if name not in known]
+    body = {name: value for name, value in call.body.items() if name not in dropped}
+    body["model"] = rung.model
+    if call.stream:
+        body["stream_options"] = {**(call.body.get("stream_options") or {}), "include_usage": True}
+    prompt = rung.system_prompt or model.system_prompt
+    if prompt and call.endpoint == "chat/completions" and not _has_system_message(body):
+        body["messages"] = [{"role": "system", "content": prompt}, *body["messages"]]
+    # A sive never degrades for another sive: only the outermost one falls back to another voice.
+    headers = {
+        "x-sive-require": "adapter",
+        "x-sive-hop": str(call.hop + 1),
+        "x-request-id": call.request_id,
+    }
+    if rung.backend.is_local and rung.is_degraded:
+        headers["x-sive-truncate"] = "1"
+    return Request(call.endpoint, body, call.stream, headers), _said(call.body, dropped)
+
+
+def _said(body: Json, dropped: list[str]) -> list[str]:
+    """Only what meant something: an explicit null or ``n: 1`` asks for nothing."""
+    return sorted(name for name in dropped if body[name] is not None and (name, body[name]) != ("n", 1))
+
+
+def _has_system_message(body: Json) -> bool:
+    return any(message.get("role") in ("system", "developer") for message in body["messages"])

@@ -1,0 +1,88 @@
+"""Server-sent events: cutting a byte stream into whole events, and reading one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sive.protocol import loads
+
+MAX_EVENT_BYTES = 8_000_000
+"""An event that grows past this is a broken neighbour, not an answer."""
+
+
+class Splitter:
+    """Cuts bytes, arriving in pieces of any size, into whole events; keeps the half one."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes of the event that is not complete yet."""
+        return self._rest
+
+    def feed(self, raw: bytes) -> bytes:
+        """Return all whole events that are complete now, as they came (``b""`` when there is none).
+
+        Raises:
+            ValueError: an event larger than MAX_EVENT_BYTES.
+        """
+        data = self._rest + raw if self._rest else raw
+        end = _last_boundary(data)
+        self._rest = data[end:]
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise ValueError(f"a server-sent event of more than {MAX_EVENT_BYTES} bytes")
+        return data[:end]
+
+
+def _last_boundary(data: bytes) -> int:
+    end = data.rfind(b"\n\n") + 2
+    if b"\r" in data:
+        end = max(end, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
+    return end if end >= 4 or data[:2] in (b"\n\n", b"\r\r") else 0
+
+
+def split(whole: bytes) -> list[bytes]:
+    """Cut whole events, as ``Splitter.feed`` returns them, into single ones with LF line ends."""
+    if b"\r" in whole:
+        whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return [event + b"\n\n" for event in whole.split(b"\n\n") if event.strip(b"\n")]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What one event says: ``name`` is its ``event:`` field, ``text`` its joined ``data:`` lines."""
+
+    name: str
+    text: str
+
+    @property
+    def is_done(self) -> bool:
+        """Is this OpenAI's end mark?"""
+        return self.text == "[DONE]"
+
+    def json(self) -> dict[str, Any]:
+        """The payload.
+
+        Raises:
+            ValueError: not a JSON object.
+        """
+        value = loads(self.text)
+        if not isinstance(value, dict):
+            raise ValueError("the event is JSON, but no object")
+        return value
+
+
+def read(event: bytes) -> Data | None:
+    """Read one event; None for comments and events without data.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    name, lines = "", []
+    for line in event.decode("utf-8").split("\n"):
+        field, _, value = line.partition(":")
+        if field == "data":
+            lines.append(value.removeprefix(" "))
+        elif field == "event":
+            name = value.strip()
+    return Data(name, "\n".join(lines)) if lines else None

@@ -1,0 +1,95 @@
+"""The gateway's wire: aiohttp, one pool for all backends."""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+from sive.errors import LostError, Why
+from sive.wires import WireRequest
+
+KEEPALIVE_S = 4.0
+"""Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
+
+
+class AiohttpWire:
+    """HTTP/1.1 with keep-alive. ``connect_s`` is how long a TCP and TLS handshake may take.
+
+    Redirects are never followed: a backend's key must not travel to another host. Reading has no clock
+    here; the chain's clocks decide.
+    """
+
+    def __init__(self, *, connect_s: float = 3) -> None:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            auto_decompress=True,
+            skip_auto_headers=("User-Agent", "Accept"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+            read_bufsize=2**18,
+        )
+
+    async def open(self, request: WireRequest) -> "_Response":
+        """Send and wait for the head.
+
+        Raises:
+            LostError: no head came.
+        """
+        try:
+            response = await self._session.request(
+                request.method,
+                request.url,
+                data=request.body or None,
+                headers=request.headers,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
+            raise _lost(exc) from exc
+        return _Response(response)
+
+    async def aclose(self) -> None:
+        """Close idle connections."""
+        await self._session.close()
+
+
+class _Response:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        try:
+            while raw := await content.readany():
+                yield raw
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            raise _lost(exc) from exc
+
+    async def aclose(self) -> None:
+        # close() keeps a connection whose body was read to its end, and aborts any other.
+        self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+def _lost(exc: Exception) -> LostError:
+    return LostError(_why(exc), str(exc))
+
+
+def _why(exc: Exception) -> Why:
+    match exc:
+        case aiohttp.ClientConnectorDNSError():
+            return "dns"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return "tls"
+        case TimeoutError():
+            return "timeout"
+        case aiohttp.ClientConnectorError():
+            return "refused"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionResetError():
+            return "reset"
+        case aiohttp.ClientPayloadError():
+            return "eof"
+        case _:
+            return "malformed"

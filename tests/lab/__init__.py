@@ -1,0 +1,1 @@
+"""The lab: small honest programs that speak the real protocols, well or badly."""

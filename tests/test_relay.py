@@ -1,0 +1,185 @@
+"""Server-sent events and the relay: any split of any stream gives the caller the same."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sive import sse
+from sive.protocol import dumps, loads
+from sive.relay import FailedInBand, Finished, Finishing, Label, StreamRelay
+
+WORDS = st.lists(st.text(max_size=12), min_size=1, max_size=8)
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+
+
+def chunk(text: str | None, finish: str | None = None, **more: Any) -> bytes:
+    """One upstream event."""
+    delta = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return b"data: " + dumps({"id": "u", "model": "theirs", "choices": [choice], **more}) + b"\n\n"
+
+
+def usage(tokens: int) -> bytes:
+    """The usage event."""
+    return (
+        b"data: "
+        + dumps({"model": "theirs", "choices": [], "usage": {"completion_tokens": tokens}})
+        + b"\n\n"
+    )
+
+
+def answer(words: list[str]) -> bytes:
+    """A whole, well-formed stream."""
+    return b"".join(map(chunk, words)) + chunk(None, "stop") + usage(len(words)) + b"data: [DONE]\n\n"
+
+
+def relay(**options: Any) -> StreamRelay:
+    """A relay under the caller's name for the model."""
+    return StreamRelay(Label("ours", {"backend": "b"}), **({"wants_usage": False} | options))
+
+
+def run(fed: StreamRelay, pieces: list[bytes]) -> tuple[bytes, list[object]]:
+    """Feed all pieces; the caller's bytes and what happened."""
+    out, happened = b"", []
+    for piece in pieces:
+        out += fed.feed(piece, 0.0)
+        if (happening := fed.take()) is not None:
+            happened.append(happening)
+        if isinstance(happening, Finished | FailedInBand):
+            break
+    return out, happened
+
+
+def payloads(data: bytes) -> list[dict[str, Any]]:
+    """What the caller's SDK would parse."""
+    read = [sse.read(event) for event in sse.split(data)]
+    return [data.json() for data in read if data is not None and not data.is_done]
+
+
+def text(data: bytes) -> str:
+    """The text the caller sees."""
+    said = [
+        payload["choices"][0]["delta"].get("content") or ""
+        for payload in payloads(data)
+        if payload["choices"]
+    ]
+    return "".join(said)
+
+
+@given(words=WORDS, cuts=st.lists(st.integers(0, 4000), max_size=12), end=ENDS)
+def test_any_split_gives_the_caller_the_same(words: list[str], cuts: list[int], end: bytes) -> None:
+    """Text, labels and the end are the same wherever the bytes were split, with every kind of line end."""
+    whole = answer(words).replace(b"\n", end)
+    marks = sorted({min(cut, len(whole)) for cut in cuts} | {0, len(whole)})
+    out, happened = run(relay(), [whole[a:b] for a, b in itertools.pairwise(marks)])
+    assert text(out) == "".join(words)
+    assert {payload["model"] for payload in payloads(out)} == {"ours"}
+    assert happened[-1] == Finished({"completion_tokens": len(words)})
+    assert out.replace(b"\r\n", b"\n").endswith(b"data: [DONE]\n\n")
+    labelled = [payload for payload in payloads(out) if "sive" in payload]
+    assert len(labelled) == 2
+    assert not any(payload.get("usage") for payload in payloads(out))
+
+
+@given(words=WORDS, cut=st.integers(0, 4000))
+def test_a_cut_is_never_a_clean_end(words: list[str], cut: int) -> None:
+    """Cut anywhere, the caller has a prefix of the text, and the relay knows whether it was all."""
+    whole = answer(words)
+    fed = relay()
+    out, happened = run(fed, [whole[:cut]])
+    assert "".join(words).startswith(text(out))
+    assert fed.is_finished == (b'"stop"' in out)
+    if not fed.is_finished:
+        assert b"[DONE]" not in out
+        assert not any(isinstance(happening, Finished) for happening in happened)
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_no_bytes_can_break_it(noise: bytes, size: int) -> None:
+    """Noise is skipped or held, never an exception, and never reaches the caller as half an event."""
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    out, _ = run(fed, [noise[start : start + size] for start in range(0, len(noise), size)])
+    assert out == b"" or out.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+
+def test_plain_chunks_pass_untouched() -> None:
+    """Whatever stands in a chunk that only carries text stays as the backend wrote it."""
+    fed = StreamRelay(Label(None, {}), wants_usage=False)
+    fed.feed(chunk("first"), 0.0)
+    odd = b'data: {"odd": 1,   "choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+    assert fed.feed(odd, 0.0) == odd
+    assert fed.chunks == 2
+
+
+def test_usage_is_shown_to_who_asked() -> None:
+    """The usage chunk passes, under the caller's name for the model."""
+    out, _ = run(relay(wants_usage=True), [answer(["a"])])
+    assert payloads(out)[-1] == {"model": "ours", "choices": [], "usage": {"completion_tokens": 1}}
+
+
+def test_an_error_in_the_middle_is_held_back() -> None:
+    """What came before it passes; the error is for the chain to decide about."""
+    out, happened = run(relay(), [chunk("a") + b'data: {"error":{"message":"boom"}}\n\n' + chunk("b")])
+    assert text(out) == "a"
+    assert happened == [FailedInBand("boom")]
+
+
+def test_an_abort_is_a_failure() -> None:
+    """VLLM says finish_reason "abort" when it is told to stop: that is half an answer."""
+    _, happened = run(relay(), [chunk("a"), chunk(None, "abort")])
+    assert isinstance(happened[-1], FailedInBand)
+
+
+def test_done_without_a_finish_reason_is_a_failure() -> None:
+    """An end mark on half an answer is not believed."""
+    out, happened = run(relay(), [chunk("a"), b"data: [DONE]\n\n"])
+    assert isinstance(happened[-1], FailedInBand)
+    assert b"[DONE]" not in out
+
+
+def test_several_choices_are_finished_when_all_are() -> None:
+    """With n = 2 the first finish_reason is not the end."""
+    fed = relay(choices=2)
+    second = b'data: {"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}\n\n'
+    _, happened = run(fed, [chunk("a"), chunk(None, "stop")])
+    assert happened == []
+    assert not fed.is_finished
+    _, happened = run(fed, [second])
+    assert happened == [Finishing()]
+
+
+def test_malformed_events_and_comments_do_not_end_a_stream() -> None:
+    """What cannot be read is skipped; comments pass."""
+    out, happened = run(
+        relay(), [b": hello\n\n", b"data: {broken\n\n", b"data: \xff\xfe\n\n", answer(["ok"])]
+    )
+    assert text(out) == "ok"
+    assert out.startswith(b": hello\n\n")
+    assert isinstance(happened[-1], Finished)
+
+
+def test_what_an_inner_sive_dropped_is_kept() -> None:
+    """The outermost sive's object says what any of them dropped or truncated."""
+    inner = {"backend": "local", "degraded": False, "truncated": True, "dropped": ["top_k"]}
+    out, _ = run(relay(), [chunk("a", sive=inner)])
+    assert payloads(out)[0]["sive"] == {"backend": "b", "truncated": True, "dropped": ["top_k"]}
+
+
+def test_an_endless_event_is_malformed() -> None:
+    """A neighbour cannot fill the memory with one event."""
+    splitter = sse.Splitter()
+    piece = b"x" * 1_000_000
+    with pytest.raises(ValueError, match="more than"):
+        for _ in range(20):
+            splitter.feed(piece)
+
+
+def test_event_names_and_several_data_lines_are_read() -> None:
+    """The parts of the standard that other backends use."""
+    data = sse.read(b"event: complete\ndata: [1,\ndata: 2]\n\n")
+    assert data is not None
+    assert data.name == "complete"
+    assert loads(data.text) == [1, 2]

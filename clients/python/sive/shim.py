@@ -1,0 +1,114 @@
+"""The shim: the chain inside the caller's Python. Decides which route a request of the SDK takes."""
+
+import asyncio
+import weakref
+from dataclasses import replace
+
+import httpx2
+
+from sive.assemble import LocalModel, build_table, clocks, describe_local, local_rung
+from sive.backends.openai import OpenAIBackend
+from sive.calls import Call, parse
+from sive.chain import Chain
+from sive.config import Loaded, Settings
+from sive.drive import Caller, Driver, Wires
+from sive.errors import RequestError
+from sive.faces import StreamFace, WholeFace
+from sive.policy import Clocks, Policy
+from sive.protocol import Endpoint
+from sive.routes import Model, Rung, Table
+from sive.wires.httpx import HttpxWire
+from sive.wires.local import LocalWire
+
+IN_PROCESS_HOST = "sive.invalid"
+"""The SDK's base_url when there is no host: RFC 2606 promises that it never resolves."""
+
+_ENDPOINTS: dict[str, Endpoint] = {"/chat/completions": "chat/completions", "/completions": "completions"}
+_NOT_PASSED_ON = frozenset({"host", "content-length", "connection", "accept-encoding", "transfer-encoding"})
+
+
+class Shim:
+    """Routes of one SDK client.
+
+    With a ``sive.toml`` its models take their routes. Everything else goes to the SDK's own host, and when
+    that cannot be reached to the CPU model. Safe to use from several event loops and after a fork: each
+    loop has wires of its own.
+    """
+
+    def __init__(self, loaded: Loaded, *, has_host: bool) -> None:
+        self._settings: Settings = loaded.settings
+        self._has_host = has_host
+        self._uses_routes = loaded.path is not None or not has_host
+        self._local: LocalModel | None = describe_local(self._settings.local)
+        self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
+        self._wires: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Wires] = weakref.WeakKeyDictionary()
+
+    def endpoint(self, request: httpx2.Request) -> Endpoint | None:
+        """Which of the chain's endpoints this is; None for all that goes to the host as it is."""
+        if request.method != "POST":
+            return None
+        matches = (end for path, end in _ENDPOINTS.items() if request.url.path.endswith(path))
+        return next(matches, None)
+
+    def chain(self, endpoint: Endpoint, request: httpx2.Request, body: bytes, *, now: float) -> Chain:
+        """The chain of one request.
+
+        Raises:
+            RequestError: the request is wrong, or its model unknown.
+        """
+        call = parse(endpoint, body, request.headers)
+        model, policy = self._route(call, request)
+        face = StreamFace(call) if call.stream else WholeFace()
+        return Chain(call, model, face, policy, rests={}, now=now)
+
+    def driver(self, chain: Chain, caller: Caller) -> Driver:
+        """What runs a chain on the current event loop."""
+        return Driver(chain, self._loop_wires(), caller)
+
+    async def aclose(self) -> None:
+        """Close the current event loop's wires."""
+        for wire in self._wires.pop(asyncio.get_running_loop(), {}).values():
+            await wire.aclose()
+
+    def _route(self, call: Call, request: httpx2.Request) -> tuple[Model, Policy]:
+        read_s = (request.extensions.get("timeout") or {}).get("read")
+        configured = self._table.get(call.model)
+        if configured is not None:
+            return configured, Policy(_within(clocks(self._settings), read_s))
+        if not self._has_host:
+            served = ", ".join(self._table)
+            message = f"the model {call.model!r} does not exist; served are: {served}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+        return self._host_first(call, request), Policy(_within(Clocks(), read_s), strict=True)
+
+    def _host_first(self, call: Call, request: httpx2.Request) -> Model:
+        url = str(request.url).split("?")[0].removesuffix(call.endpoint)
+        headers = {name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON}
+        host = OpenAIBackend("host", url, headers=headers)
+        rungs = [Rung(host, call.model, "the SDK's base_url")]
+        if self._local is not None:
+            rungs.append(replace(local_rung(self._local), is_degraded=True))
+        return Model(call.model, tuple(rungs))
+
+    def _loop_wires(self) -> Wires:
+        loop = asyncio.get_running_loop()
+        wires = self._wires.get(loop)
+        if wires is None:
+            wires = self._wires[loop] = {
+                "http": HttpxWire(connect_s=self._settings.gateway.connect_s),
+                "local": LocalWire(self._settings.local),
+            }
+        return wires
+
+
+def _within(clocks: Clocks, read_s: float | None) -> Clocks:
+    """The SDK's ``timeout``: nobody may stay silent for longer, and a whole answer may take as long."""
+    if read_s is None:
+        return clocks
+    return replace(
+        clocks,
+        first_token_s=min(clocks.first_token_s, read_s),
+        stall_s=min(clocks.stall_s, read_s),
+        whole_s=read_s,
+        deadline_s=max(clocks.deadline_s, read_s),
+    )

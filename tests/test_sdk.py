@@ -1,0 +1,235 @@
+"""`from sive import OpenAI, AsyncOpenAI`: the SDK's own clients, with another import."""
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import openai
+import pytest
+from sive import AsyncOpenAI, OpenAI
+
+from tests.conftest import until
+from tests.lab import upstream
+from tests.lab.upstream import Upstream
+
+HI = [{"role": "user", "content": "Qui es-tu ?"}]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "SIVE_", "HF_", "SNB_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def client(port: int) -> OpenAI:
+    """The drop-in, pointed at a host."""
+    return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-test")
+
+
+def test_the_host_answers_as_with_the_plain_sdk() -> None:
+    """A healthy host gets the request with the caller's key, and its answer comes back whole."""
+    with Upstream(upstream.answers("Je ", "suis ", "là.")) as host, client(host.port) as sdk:
+        answer = sdk.chat.completions.create(model="m", messages=HI)
+        assert answer.choices[0].message.content == "Je suis là."
+        assert answer.model == "m"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 3
+        assert host.seen[0].headers["authorization"] == "Bearer sk-test"
+
+
+def test_streams_arrive_piece_by_piece_without_what_was_not_asked_for() -> None:
+    """Chunks come as they are; the usage that sive asks for itself is not shown."""
+    with Upstream(upstream.answers("é", "œ", "—")) as host, client(host.port) as sdk:
+        chunks = list(sdk.chat.completions.create(model="m", messages=HI, stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "éœ—"
+        assert all(chunk.usage is None for chunk in chunks)
+        asked = list(
+            sdk.chat.completions.create(
+                model="m", messages=HI, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        assert asked[-1].usage is not None
+        assert asked[-1].usage.completion_tokens == 3
+
+
+def test_no_host_falls_to_the_cpu() -> None:
+    """When nobody listens the CPU answers, and says that it is another voice."""
+    with client(1) as sdk:
+        raw = sdk.chat.completions.with_raw_response.create(model="m", messages=HI, max_tokens=8)
+        assert raw.headers["x-sive-backend"] == "local"
+        assert raw.headers["x-sive-degraded"] == "true"
+        assert raw.parse().choices[0].message.content
+        streamed = list(sdk.chat.completions.create(model="m", messages=HI, max_tokens=8, stream=True))
+        assert streamed[0].model_extra["sive"]["degraded"] is True  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "manner", [upstream.resets, upstream.says(502), upstream.says(503), upstream.html(504)]
+)
+def test_a_broken_host_falls_to_the_cpu(manner: upstream.Manner) -> None:
+    """Resets, 502, 503 and 504 are a host that is not there."""
+    with Upstream(manner) as host, client(host.port) as sdk:
+        answer = sdk.chat.completions.create(model="m", messages=HI, max_tokens=8)
+        assert answer.model_extra["sive"]["backend"] == "local"  # type: ignore[index]
+
+
+def test_a_silent_host_falls_to_the_cpu_within_the_callers_timeout() -> None:
+    """The SDK's own timeout is how long a host may stay silent."""
+    with Upstream(upstream.stays_silent) as host, client(host.port) as sdk:
+        chunks = sdk.with_options(timeout=0.5).chat.completions.create(
+            model="m", messages=HI, max_tokens=8, stream=True
+        )
+        assert next(iter(chunks)).model_extra["sive"]["backend"] == "local"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (404, openai.NotFoundError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+    ],
+)
+def test_a_wrong_key_does_not_answer_gpt2(status: int, raised: type[openai.APIStatusError]) -> None:
+    """What the caller can mend is the SDK's usual exception, asked once."""
+    with Upstream(upstream.says(status)) as host, client(host.port) as sdk:
+        with pytest.raises(raised):
+            sdk.chat.completions.create(model="m", messages=HI)
+        assert len(host.seen) == 1
+
+
+def test_a_cut_stream_raises() -> None:
+    """Half an answer is an error for the caller, never a clean end."""
+    with Upstream(upstream.cuts_after(3)) as host, client(host.port) as sdk:
+        stream = sdk.chat.completions.create(model="m", messages=HI, stream=True)
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(stream)
+
+
+def test_with_options_keeps_the_chain() -> None:
+    """A copy with other options still falls over."""
+    with client(1) as sdk:
+        answer = sdk.with_options(max_retries=2, timeout=20).chat.completions.create(
+            model="m", messages=HI, max_tokens=8
+        )
+        assert answer.model_extra["sive"]["backend"] == "local"  # type: ignore[index]
+
+
+def test_a_stream_left_half_way_stops_the_host() -> None:
+    """Closing the stream closes the connection to the host."""
+    with Upstream(upstream.talks_forever) as host, client(host.port) as sdk:
+        with sdk.chat.completions.create(model="m", messages=HI, stream=True) as stream:
+            next(iter(stream))
+        until(lambda: host.seen[0].left_at is not None)
+
+
+def test_other_routes_go_to_the_host_as_they_are() -> None:
+    """What the chain does not know is passed on."""
+    with Upstream(upstream.says(200, {"object": "list", "data": []})) as host, client(host.port) as sdk:
+        assert list(sdk.models.list()) == []
+        assert host.seen[0].path == "/v1/models"
+
+
+def test_without_a_host_the_packaged_models_are_served_here() -> None:
+    """No key, no URL, no variables: the philosophers answer in this process."""
+    with OpenAI() as sdk:
+        answer = sdk.chat.completions.create(model="spinoza", messages=HI)
+        assert "Spinoza" in (answer.choices[0].message.content or "")
+        with pytest.raises(openai.NotFoundError, match="served are: spinoza"):
+            sdk.chat.completions.create(model="hegel", messages=HI)
+
+
+def test_a_sive_toml_gives_its_models_their_routes(tmp_path: Path) -> None:
+    """Configured models take their rungs in order; the file is found as `sive serve` finds it."""
+    with Upstream(upstream.resets) as first, Upstream(upstream.answers("second")) as second:
+        (tmp_path / "sive.toml").write_text(
+            f"""
+            [[backend]]
+            name = "a"
+            url = "{first.url}"
+            [[backend]]
+            name = "b"
+            url = "{second.url}"
+            [model.m]
+            route = [{{ backend = "a", model = "x" }}, {{ backend = "b", model = "y", degraded = false }}]
+            """
+        )
+        with OpenAI() as sdk:
+            answer = sdk.chat.completions.create(model="m", messages=HI)
+        assert answer.choices[0].message.content == "second"
+        assert answer.model == "m"
+        assert second.seen[0].body["model"] == "y"
+
+
+def test_async_and_sync_give_the_same() -> None:
+    """AsyncOpenAI streams, falls over, and works in one event loop after another."""
+
+    async def ask(port: int) -> str:
+        async with AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k") as sdk:
+            stream = await sdk.chat.completions.create(model="m", messages=HI, stream=True, max_tokens=8)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    with Upstream(upstream.answers("un ", "deux")) as host:
+        assert asyncio.run(ask(host.port)) == "un deux"
+        assert asyncio.run(ask(host.port)) == "un deux"
+    assert asyncio.run(ask(1))
+
+
+def test_an_async_caller_who_is_cancelled_stops_the_host() -> None:
+    """Cancelling the task closes the connection, before the head and in the middle of the stream."""
+
+    async def leave(port: int) -> None:
+        async with AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k") as sdk:
+
+            async def listen() -> None:
+                async for _ in await sdk.chat.completions.create(model="m", messages=HI, stream=True):
+                    pass
+
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(listen(), 0.5)
+
+    for manner in (upstream.talks_forever, upstream.stays_silent):
+        with Upstream(manner) as host:
+            asyncio.run(leave(host.port))
+            until(lambda host=host: host.seen[0].left_at is not None)
+
+
+def test_many_threads_share_one_client() -> None:
+    """The private loop serves all threads of a process."""
+    said: list[str | None] = []
+    with Upstream(upstream.answers("ok")) as host, client(host.port) as sdk:
+
+        def ask() -> None:
+            said.append(sdk.chat.completions.create(model="m", messages=HI).choices[0].message.content)
+
+        threads = [threading.Thread(target=ask) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert said == ["ok"] * 16
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_can_ask_too() -> None:
+    """A client made and used before a fork works in the child."""
+    with Upstream(upstream.answers("ok")) as host, client(host.port) as sdk:
+        assert sdk.chat.completions.create(model="m", messages=HI).choices[0].message.content == "ok"
+        child = os.fork()
+        if child == 0:
+            answer = sdk.chat.completions.create(model="m", messages=HI).choices[0].message.content
+            os._exit(0 if answer == "ok" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_foreign_http_client_is_refused() -> None:
+    """Failover lives in the transport, so another http_client would lose it silently."""
+    with pytest.raises(TypeError, match="brings its own http_client"):
+        OpenAI(api_key="k", http_client=openai.DefaultHttpxClient())

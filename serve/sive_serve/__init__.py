@@ -1,0 +1,1 @@
+"""What listens: `sive serve`, its engine, and the command line."""

@@ -1,0 +1,40 @@
+"""API keys: who may ask."""
+
+import hashlib
+from collections.abc import Iterable
+
+from pydantic import SecretStr
+from sive.errors import RequestError
+
+
+class KeyRing:
+    """The keys that open the gateway; an empty ring opens to everybody.
+
+    Only digests are kept and compared, so neither a memory dump nor the time of a look-up shows a key.
+    """
+
+    def __init__(self, keys: Iterable[SecretStr]) -> None:
+        self._digests = frozenset(_digest(key.get_secret_value().encode()) for key in keys)
+
+    @property
+    def is_open(self) -> bool:
+        """Is no key needed?"""
+        return not self._digests
+
+    def check(self, authorization: bytes) -> None:
+        """Look at an ``Authorization`` header (``b""`` when there is none).
+
+        Raises:
+            RequestError: 401, when the key is missing or unknown.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and _digest(key.strip()) in self._digests:
+            return
+        message = "Incorrect API key provided." if key else "No API key: send 'Authorization: Bearer KEY'."
+        raise RequestError(message, status=401, code="invalid_api_key")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

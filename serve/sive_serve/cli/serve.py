@@ -1,0 +1,48 @@
+"""`sive serve`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from sive.config import Settings, load, process_environment
+from sive_adapters import adapters_for, read_adapters
+
+from sive_serve.engine import Engine
+from sive_serve.gateway import Gateway
+from sive_serve.server import bind, check_exposure, run
+from sive_serve.status import start_lines
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> None:
+    """Bind the port, say what is served and why, and serve.
+
+    Raises:
+        SiveError: the configuration is wrong, the port taken, the engine or an adapter not there.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    loaded = load(config, overrides=overrides)
+    settings = loaded.settings
+    check_exposure(settings.gateway)
+    sock = bind(settings.gateway)
+    gateway = Gateway(settings, engine=_engine(settings))
+    host, port = sock.getsockname()[:2]
+    typer.echo(f"sive on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    for line in start_lines(gateway):
+        typer.echo(f"  {line}")
+    run(gateway, sock)
+
+
+def _engine(settings: Settings) -> Engine | None:
+    if settings.engine is None:
+        return None
+    listed = read_adapters(settings.engine.adapters) if settings.engine.adapters is not None else ()
+    mine, others = adapters_for(listed, settings.engine.model)
+    for name in others:
+        log.warning(
+            "adapter %r is for another base model than %s and is not served", name, settings.engine.model
+        )
+    return Engine(settings.engine, mine, environ=process_environment())

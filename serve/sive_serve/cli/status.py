@@ -1,0 +1,54 @@
+"""`sive status`."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from rich.console import Console
+from rich.table import Table
+from sive.errors import SiveError
+
+from sive_serve.cli.client import target
+
+
+def status(*, url: str | None, api_key: str | None, config: Path | None) -> None:
+    """Print a running sive's status.
+
+    Raises:
+        SiveError: nobody answers there, or the key is wrong.
+    """
+    found = target(url, api_key, config)
+    try:
+        reply = httpx2.get(
+            f"{found.url}/status", headers={"authorization": f"Bearer {found.api_key}"}, timeout=5
+        )
+        said: dict[str, Any] = reply.raise_for_status().json()
+    except httpx2.HTTPStatusError as exc:
+        raise SiveError(f"{found.url} answered HTTP {exc.response.status_code}: is --api-key right?") from exc
+    except (httpx2.HTTPError, ValueError) as exc:
+        raise SiveError(
+            f"no sive answers at {found.url}: start one with `sive serve`, or name it with --url"
+        ) from exc
+    _show(said, found.url)
+
+
+def _show(said: dict[str, Any], url: str) -> None:
+    console = Console()
+    console.print(f"sive {said['version']} at {url}, up {said['uptime_s']:.0f} s")
+    if engine := said["engine"]:
+        detail = f": {engine['detail']}" if engine["detail"] else ""
+        console.print(
+            f"engine {engine['phase']} for {engine['since_s']:.0f} s, {engine['restarts']} restarts{detail}",
+            markup=False,
+        )
+    table = Table("model", "rung", "as", "why", "state")
+    for name, model in said["models"].items():
+        for rung in model["rungs"]:
+            state = "ready" if rung["ready"] else rung["resting"]
+            table.add_row(name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung))
+            name = ""
+    console.print(table)
+
+
+def _degraded(rung: dict[str, Any]) -> str:
+    return ", degraded" if rung["degraded"] else ""

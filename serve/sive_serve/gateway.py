@@ -1,0 +1,139 @@
+"""The gateway: everything one `sive serve` holds, and the path of one request through it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+
+from prometheus_client import CollectorRegistry
+from sive.assemble import EngineModel, EngineParts, build_table, clocks, describe_local
+from sive.backends import WireName
+from sive.backends.openai import OpenAIBackend
+from sive.calls import Call, parse
+from sive.chain import Chain, Report
+from sive.config import Settings
+from sive.drive import Driver
+from sive.errors import RequestError
+from sive.faces import StreamFace, WholeFace
+from sive.policy import Policy
+from sive.protocol import Endpoint
+from sive.routes import Model, Rest, Table
+from sive.wires import Wire
+from sive.wires.aiohttp import AiohttpWire
+from sive.wires.local import LocalWire
+
+from sive_serve.asgi import AsgiCaller, CallerLeftError, Receive, Scope, Send, headers_of, read_body, refuse
+from sive_serve.auth import KeyRing
+from sive_serve.engine import Engine
+from sive_serve.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Routes, wires, keys, metrics and the engine of one server.
+
+    ``start`` and ``stop`` belong to the event loop that serves; the constructor only looks at the disk.
+    """
+
+    def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.keys = KeyRing(settings.gateway.api_keys)
+        self.metrics = Metrics(CollectorRegistry())
+        self.policy = Policy(clocks(settings))
+        self.local = describe_local(settings.local)
+        self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
+        self.started_at = time.time()
+        self._wires: dict[WireName, Wire] = {}
+
+    async def start(self) -> None:
+        """Open the wires and start the engine; returns before the engine is ready."""
+        self._wires = {"http": AiohttpWire(connect_s=self.settings.gateway.connect_s)}
+        if self.local is not None:
+            self._wires["local"] = LocalWire(self.settings.local)
+        if self.engine is not None:
+            await self.engine.start()
+
+    async def stop(self) -> None:
+        """Close the wires and stop the engine."""
+        for wire in self._wires.values():
+            await wire.aclose()
+        if self.engine is not None:
+            await self.engine.stop()
+
+    def rests(self) -> dict[str, Rest]:
+        """Backends that cannot answer now, and why."""
+        if self.engine is None or self.engine.state.phase == "ready":
+            return {}
+        state = self.engine.state
+        why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
+        return {"engine": Rest(why, state.retry_after_s)}
+
+    async def answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """One chat completion or completion, from the request to the end of its answer."""
+        headers = headers_of(scope)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        try:
+            body = await read_body(receive, headers, self.settings.gateway.max_body_bytes)
+            call = parse(endpoint, body, headers)
+            model = self._model(call)
+        except RequestError as problem:
+            self.metrics.refused(problem.status)
+            await refuse(send, problem, request_id=headers.get("x-request-id", "")[:128])
+            return
+        except CallerLeftError:
+            return
+        face = StreamFace(call) if call.stream else WholeFace()
+        chain = Chain(call, model, face, self.policy, rests=self.rests(), now=now)
+        driver = Driver(chain, self._wires, AsgiCaller(send))
+        await self._watched(driver, receive)
+        self._observe(chain.report)
+
+    def _model(self, call: Call) -> Model:
+        model = self.table.get(call.model)
+        if model is None:
+            served = ", ".join(self.table)
+            message = f"the model {call.model[:200]!r} does not exist; served are: {served}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+        return model
+
+    async def _watched(self, driver: Driver, receive: Receive) -> None:
+        """Drive, and tell the driver when the caller leaves."""
+        watch = asyncio.ensure_future(_until_gone(receive(), driver))
+        self.metrics.in_flight.inc()
+        try:
+            await driver.run()
+        finally:
+            self.metrics.in_flight.dec()
+            watch.cancel()
+
+    def _observe(self, report: Report) -> None:
+        self.metrics.observe(report)
+        if log.isEnabledFor(logging.INFO):
+            seconds = (report.ended_at or report.started_at) - report.started_at
+            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failures)
+            log.info(
+                "%s %s %s %s %.3fs%s%s",
+                report.call.request_id,
+                report.call.model,
+                report.backend or "-",
+                499 if report.caller_left else report.status,
+                seconds,
+                " degraded" if report.is_degraded else "",
+                f" after {tried}" if tried else "",
+            )
+
+
+async def _until_gone(message: Awaitable[object], driver: Driver) -> None:
+    await message  # after the body, the only message there is: http.disconnect
+    driver.left()
+
+
+def _parts(engine: Engine | None) -> EngineParts | None:
+    if engine is None:
+        return None
+    backend = OpenAIBackend("engine", engine.url, context_tokens=engine.context_tokens)
+    models = [EngineModel(model.name, model.weights, model.parent) for model in engine.models.values()]
+    return EngineParts(backend, models)

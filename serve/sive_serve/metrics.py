@@ -1,0 +1,73 @@
+"""What Prometheus scrapes."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from sive.chain import Report
+
+DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+
+
+class Metrics:
+    """Counts finished requests. Labels carry served names only, so a caller cannot make new series."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.in_flight = Gauge("sive_requests_in_flight", "Requests being answered.", registry=registry)
+        self._requests = Counter(
+            "sive_requests", "Requests answered.", ("model", "backend", "status"), registry=registry
+        )
+        self._duration = Histogram(
+            "sive_request_duration_seconds",
+            "From the request to the end of its answer.",
+            ("model", "backend"),
+            buckets=DURATION_S,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "sive_time_to_first_token_seconds",
+            "From the request to the first token of its answer.",
+            ("model", "backend"),
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "sive_tokens",
+            "Tokens as the backend counted them; chunks where a stream broke before it said.",
+            ("model", "backend", "kind"),
+            registry=registry,
+        )
+        self._failovers = Counter(
+            "sive_failovers", "Rungs that could not answer, by why.", ("backend", "reason"), registry=registry
+        )
+        self._cut = Counter(
+            "sive_streams_cut",
+            "Answers that ended in an error event.",
+            ("model", "backend"),
+            registry=registry,
+        )
+
+    def refused(self, status: int) -> None:
+        """A request that never reached a route: bad key, bad JSON, unknown model."""
+        self._requests.labels("", "", str(status)).inc()
+
+    def observe(self, report: Report) -> None:
+        """A request is over."""
+        model, backend = report.call.model, report.backend
+        status = "499" if report.caller_left and not report.status else str(report.status)
+        self._requests.labels(model, backend, status).inc()
+        for failure in report.failures:
+            self._failovers.labels(failure.backend, failure.reason).inc()
+        if report.first_token_at is None:
+            return
+        self._first_token.labels(model, backend).observe(report.first_token_at - report.started_at)
+        if report.ended_at is not None:
+            self._duration.labels(model, backend).observe(report.ended_at - report.started_at)
+        self._count_tokens(report)
+        if not report.is_complete and not report.caller_left:
+            self._cut.labels(model, backend).inc()
+
+    def _count_tokens(self, report: Report) -> None:
+        usage = report.usage or {"completion_tokens": report.chunks}
+        for kind in ("prompt", "completion"):
+            if count := usage.get(f"{kind}_tokens"):
+                self._tokens.labels(report.call.model, report.backend, kind).inc(count)

@@ -1,0 +1,82 @@
+"""Runs the application: binds the port first, so that a port in use is one clear line."""
+
+import contextlib
+import errno
+import ipaddress
+import signal
+import socket
+
+import uvicorn
+from sive.config import GatewaySettings
+from sive.errors import ConfigError
+
+from sive_serve.app import create_app
+from sive_serve.gateway import Gateway
+
+
+def check_exposure(settings: GatewaySettings) -> None:
+    """Refuse to listen beyond this machine without keys.
+
+    Raises:
+        ConfigError: says how to set one.
+    """
+    if _is_loopback(settings.host) or settings.api_keys:
+        return
+    raise ConfigError(
+        f"host {settings.host!r} is open to others and there are no API keys: "
+        f"set {settings.api_keys_env}=KEY[,KEY...] or listen on 127.0.0.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(settings: GatewaySettings) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the port is in use, or the host is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+        # Bound sockets that do not listen can be bound twice: listening is what makes a second sive fail.
+        sock.listen(2048)
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(_told(exc, settings)) from exc
+    return sock
+
+
+def _told(exc: OSError, settings: GatewaySettings) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return f"port {settings.port} on {settings.host} is in use: choose another with --port N or PORT=N"
+    if exc.errno == errno.EACCES:
+        return f"port {settings.port} needs root: choose one above 1023 with --port N or PORT=N"
+    return f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}"
+
+
+def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") -> None:
+    """Serve until SIGINT or SIGTERM; then finish what runs, for at most ``drain_s``."""
+    config = uvicorn.Config(
+        create_app(gateway),
+        http="httptools",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_level=log_level,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(gateway.settings.gateway.drain_s),
+    )
+    # uvicorn shuts down and then raises the signal again, which would end a clean stop as a death by signal.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[sock])

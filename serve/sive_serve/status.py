@@ -1,0 +1,97 @@
+"""What the gateway says of itself: models, readiness, status."""
+
+import time
+from typing import Any
+
+from sive import __version__
+from sive.routes import Model, Rest, Rung
+
+from sive_serve.gateway import Gateway
+
+Json = dict[str, Any]
+
+
+def models(gateway: Gateway) -> Json:
+    """``/v1/models``: OpenAI's list, with ``parent`` for adapters and ``weights`` where they are known."""
+    return {"object": "list", "data": [_model(gateway, model) for model in gateway.table.values()]}
+
+
+def _model(gateway: Gateway, model: Model) -> Json:
+    entry: Json = {
+        "id": model.name,
+        "object": "model",
+        "created": int(gateway.started_at),
+        "owned_by": "sive",
+        "weights": model.weights,
+    }
+    return entry | ({"parent": model.parent} if model.parent else {})
+
+
+def readiness(gateway: Gateway) -> Json:
+    """``/ready``: for each model, the rungs that could answer now; ``ready`` when every model has one."""
+    rests = gateway.rests()
+    rungs = {
+        name: [{"backend": rung.backend.name} | _state(rests.get(rung.backend.name)) for rung in model.rungs]
+        for name, model in gateway.table.items()
+    }
+    ready = bool(rungs) and all(any(rung["ready"] for rung in said) for said in rungs.values())
+    return {"ready": ready, "models": rungs}
+
+
+def status(gateway: Gateway) -> Json:
+    """``/status``: what is served, by whom, why, and how the engine does; no URLs, no keys."""
+    rests = gateway.rests()
+    return {
+        "version": __version__,
+        "uptime_s": round(time.time() - gateway.started_at, 1),
+        "models": {
+            name: {
+                "weights": model.weights,
+                "parent": model.parent,
+                "degrade": "refuse" if model.refuses_degraded else "allow",
+                "rungs": [_rung(rung, rests.get(rung.backend.name)) for rung in model.rungs],
+            }
+            for name, model in gateway.table.items()
+        },
+        "engine": _engine(gateway),
+    }
+
+
+def _rung(rung: Rung, rest: Rest | None) -> Json:
+    return {
+        "backend": rung.backend.name,
+        "model": rung.model,
+        "why": rung.why,
+        "weights": rung.weights,
+        "degraded": rung.is_degraded,
+        "context_tokens": rung.backend.context_tokens,
+    } | _state(rest)
+
+
+def _state(rest: Rest | None) -> Json:
+    return {"ready": True} if rest is None else {"ready": False, "resting": rest.why}
+
+
+def _engine(gateway: Gateway) -> Json | None:
+    if gateway.engine is None:
+        return None
+    state = gateway.engine.state
+    return {
+        "phase": state.phase,
+        "since_s": round(state.since_s, 1),
+        "restarts": state.restarts,
+        "detail": state.detail,
+        "models": list(gateway.engine.models),
+    }
+
+
+def start_lines(gateway: Gateway) -> list[str]:
+    """One line a model: its rungs and why each is there."""
+    lines = []
+    for name, model in gateway.table.items():
+        rungs = " > ".join(
+            f"{rung.backend.name} {rung.model} ({rung.why}{'; degraded' if rung.is_degraded else ''})"
+            for rung in model.rungs
+        )
+        lines.append(f"{name}: {rungs or 'no rung: nothing here can answer for it'}")
+    return lines

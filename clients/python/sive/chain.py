@@ -289,7 +289,7 @@ class Chain:
 
     def _give_up(self) -> None:
         failures = self.report.failures
-        if failures and all(failure.reason == "context_length" for failure in failures):
+        if self._is_too_long_for_all():
             reads = max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
             message = f"This model's maximum context length is {reads} tokens; your request is longer."
             code = "context_length_exceeded"
@@ -302,6 +302,10 @@ class Chain:
         payload = error(message, type="server_error", code="no_backend")
         # The SDKs' own retries would only knock again at doors that were just tried.
         self._say_error(None, 503, payload, retry_after=str(max(1, wait_s)), x_should_retry="false")
+
+    def _is_too_long_for_all(self) -> bool:
+        reasons = {failure.reason for failure in self.report.failures} - {"degraded"}
+        return reasons == {"context_length"}
 
     # Book-keeping
 

@@ -5,6 +5,7 @@ import uuid
 from typing import Any, Literal
 
 import pydantic_core
+
 from sive.errors import RequestError
 
 Json = dict[str, Any]

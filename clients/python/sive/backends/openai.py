@@ -56,7 +56,6 @@ LOCAL_FIELDS = frozenset(
         "messages",
         "model",
         "prompt",
-        "seed",
         "stop",
         "stream",
         "stream_options",
@@ -65,7 +64,8 @@ LOCAL_FIELDS = frozenset(
         "user",
     }
 )
-"""Request fields that the CPU model honours (``user`` means nothing to it, and loses nothing)."""
+"""Request fields that the CPU model honours (``user`` means nothing to it and loses nothing; CTranslate2
+cannot seed one request)."""
 
 
 @dataclass(frozen=True, slots=True)

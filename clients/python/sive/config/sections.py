@@ -101,7 +101,8 @@ class LocalSettings(Section):
 
     ``model``: ``auto`` (the best that is on disk and fits in memory), ``embedded``, a prepared model's
     name such as ``openai-community/gpt2``, or a folder. ``slots`` requests run at once on one thread
-    each, ``queue`` more wait. A model is loaded only when ``headroom_mb`` stay free.
+    each, ``queue`` more wait. A model is loaded only when ``headroom_mb`` are free, a large one only when
+    more is.
     """
 
     enabled: bool = True

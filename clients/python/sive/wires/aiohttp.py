@@ -4,6 +4,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
+
 from sive.errors import LostError, Why
 from sive.wires import WireRequest
 

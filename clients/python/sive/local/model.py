@@ -1,0 +1,93 @@
+"""One prepared model in memory: its tokenizer and its CTranslate2 generator."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sive.errors import LocalModelError
+from sive.local.store import LocalModelInfo
+from sive.local.tokens import TokenDecoder
+
+DEFAULT_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an answer is drawn; ``temperature`` 0 takes the likeliest token."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+class LocalModel:
+    """A model loaded for ``slots`` generations at once, one thread each; they share the weights.
+
+    CTranslate2's threads do not survive a fork: a process that forks loads its model after that.
+
+    Raises:
+        LocalModelError: the folder is damaged, or an extra is not installed.
+    """
+
+    def __init__(self, info: LocalModelInfo, slots: int) -> None:
+        ctranslate2, tokenizers = _engines()
+        self.info = info
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(info.path / "tokenizer.json"))
+            self._generator = ctranslate2.Generator(
+                str(info.path),
+                device="cpu",
+                compute_type="int8",
+                inter_threads=slots,
+                intra_threads=1,
+            )
+            about = json.loads((info.path / "sive.json").read_text(encoding="utf-8"))
+            config = json.loads((info.path / "config.json").read_text(encoding="utf-8"))
+        except Exception as exc:  # both engines raise bare Exception and RuntimeError
+            raise LocalModelError(f"{info.name!r} in {info.path} cannot be loaded: {exc}") from exc
+        self.end_token: str = config["eos_token"]
+        self.temperature = float(about.get("temperature", DEFAULT_TEMPERATURE))
+        self._tokenizer.encode_special_tokens = True  # a caller's "<|endoftext|>" is text, not the end
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._added = {token.content: "" if token.special else token.content for token in added}
+
+    def encode(self, text: str) -> list[str]:
+        """Return the tokens of a text."""
+        return list(self._tokenizer.encode(text).tokens)
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        return len(self._tokenizer.encode(text))
+
+    def decoder(self) -> TokenDecoder:
+        """Return a fresh decoder for one answer."""
+        return TokenDecoder(self._added)
+
+    def generate(self, tokens: list[str], sampling: Sampling, step: Callable[[Any], bool]) -> Any:
+        """Start generating and return CTranslate2's ``AsyncGenerationResult``.
+
+        ``step`` is called for each token from a thread of CTranslate2's; it stops by returning True.
+        """
+        greedy = sampling.temperature == 0
+        drawn = {"sampling_topp": sampling.top_p, "sampling_temperature": sampling.temperature}
+        (result,) = self._generator.generate_batch(
+            [tokens or [self.end_token]],  # GPT-2 begins a text from the token that ends one
+            asynchronous=True,
+            callback=step,
+            include_prompt_in_result=False,
+            beam_size=1,
+            max_length=sampling.max_tokens,
+            sampling_topk=1 if greedy else 0,
+            **({} if greedy else drawn),
+        )
+        return result
+
+
+def _engines() -> tuple[Any, Any]:
+    try:
+        import ctranslate2
+        import tokenizers
+    except ImportError as exc:
+        raise LocalModelError(f"the CPU model needs {exc.name}: pip install 'sive[local]'") from exc
+    return ctranslate2, tokenizers

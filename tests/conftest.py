@@ -59,35 +59,37 @@ class Served:
 Serve = Callable[..., Served]
 
 
+@contextlib.contextmanager
+def launch(folder: Path, config: str = "", *arguments: str, **environment: str) -> Iterator[Served]:
+    """Run `sive serve` with a configuration text and arguments, until the block is left."""
+    home = folder / f"sive-{time.monotonic_ns()}"
+    home.mkdir()
+    (home / "sive.toml").write_text(config)
+    (home / ".venv-engine").symlink_to(ROOT / ".venv-engine")
+    output = home / "output.txt"
+    env = clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache"), **environment)
+    command = [sys.executable, "-m", "sive_serve.cli", "serve", "--port", "0", *arguments]
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=home, env=env, stdout=out, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        found = re.compile(r"sive on (http://\S+)/v1")
+        until(lambda: process.poll() is not None or found.search(output.read_text()), 20, "the start line")
+        match = found.search(output.read_text())
+        assert match, output.read_text()
+        served = Served(process, match.group(1), output)
+        until(lambda: _is_healthy(served), 20, "/health")
+        yield served
+    finally:
+        _end(process)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start `sive serve` with a configuration text and arguments; stopped at the end of the test."""
     with contextlib.ExitStack() as stack:
-
-        def start(config: str = "", *arguments: str, **environment: str) -> Served:
-            home = tmp_path / f"sive-{time.monotonic_ns()}"
-            home.mkdir()
-            (home / "sive.toml").write_text(config)
-            output = home / "output.txt"
-            env = clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache"), **environment)
-            command = [sys.executable, "-m", "sive_serve.cli", "serve", "--port", "0", *arguments]
-            with output.open("w") as out:
-                process = subprocess.Popen(
-                    command, cwd=home, env=env, stdout=out, stderr=subprocess.STDOUT, text=True
-                )
-            stack.callback(_end, process)
-
-            def url() -> str | None:
-                assert process.poll() is None, output.read_text()
-                found = re.search(r"sive on (http://\S+)/v1", output.read_text())
-                return found.group(1) if found else None
-
-            until(url, 20, "the start line")
-            served = Served(process, str(url()), output)
-            until(lambda: _is_healthy(served), 20, "/health")
-            return served
-
-        yield start
+        yield lambda *arguments, **named: stack.enter_context(launch(tmp_path, *arguments, **named))
 
 
 def _is_healthy(served: Served) -> bool:
@@ -101,7 +103,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(40)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -311,6 +311,17 @@ def test_a_stream_that_stalls_is_cut() -> None:
     assert play.error["code"] == "stream_interrupted"
 
 
+def test_a_slow_caller_is_not_the_backends_stall() -> None:
+    """Time in which the caller did not take what was sent does not count."""
+    play = Play(rung("pod"))
+    relay = next(command.relay for command in play.answers(1) if isinstance(command, Relay))
+    relay.is_blocked = True
+    assert play.alarm() == []
+    assert play.alarm() == []
+    relay.is_blocked = False
+    assert play.alarm()[0] == Close(1)
+
+
 def test_an_answer_without_its_end_mark_is_complete() -> None:
     """Every choice has its finish_reason: what is missing is supplied, and nothing is lost."""
     play = Play(rung("pod"))

@@ -181,6 +181,35 @@ def test_a_stalled_stream_is_cut(serve: Serve) -> None:
         assert "no token for 0.4 s" in events(ask(served, stream=True))[-1]["error"]["message"]
 
 
+def test_a_slow_reader_loses_nothing(serve: Serve) -> None:
+    """A caller who does not read for longer than stall_s still gets the whole answer."""
+    word, count = "x" * 65_536, 400
+
+    async def floods(exchange: upstream.Exchange) -> None:
+        await exchange.head()
+        for _ in range(count):
+            await exchange.event(upstream.chunk(exchange, {"content": word}))
+        await exchange.event(upstream.chunk(exchange, {}, "stop"))
+        await exchange.done()
+
+    with Upstream(floods) as host:
+        served = serve(routed(host, more="[gateway]\nstall_s = 0.3\n"))
+        body = json.dumps({"model": "m", "messages": HI, "stream": True}).encode()
+        with socket.create_connection(("127.0.0.1", served.port)) as caller:
+            caller.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+                + body
+            )
+            time.sleep(1.2)  # the behaviour under test: nobody reads
+            caller.settimeout(20)
+            answer = b""
+            while b"data: [DONE]" not in answer[-200:]:
+                part = caller.recv(2**20)
+                assert part, answer[-300:]
+                answer += part
+        assert answer.count(word.encode()) == count
+
+
 def test_a_caller_who_leaves_stops_the_backend(serve: Serve) -> None:
     """Closing the connection closes the upstream's, streaming or waiting for a whole answer."""
     with Upstream(upstream.talks_forever) as host:

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from sive_serve import status
-from sive_serve.asgi import Receive, Scope, Send, refuse
+from sive_serve.asgi import Receive, Scope, Send
 from sive_serve.gateway import Gateway
 
 HOT_PATHS: dict[str, Endpoint] = {
@@ -52,8 +52,7 @@ class _Front:
             try:
                 self._gateway.keys.check(_authorization(scope))
             except RequestError as problem:
-                self._gateway.metrics.refused(problem.status)
-                await refuse(send, problem)
+                await self._gateway.refuse(send, problem)
                 return
         endpoint = HOT_PATHS.get(scope["path"]) if scope["method"] == "POST" else None
         if endpoint is not None:

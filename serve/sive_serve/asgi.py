@@ -63,20 +63,22 @@ class AsgiCaller:
     """Who gets the answer, as the driver knows it."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self.has_begun = False
+        self.raw_send = send
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
         """The head."""
+        self.has_begun = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.raw_send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, data: bytes) -> None:
         """Some of the body; waits while the caller is slow."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.raw_send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         """The body is complete."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.raw_send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def refuse(send: Send, problem: RequestError, *, request_id: str = "") -> None:

@@ -27,6 +27,8 @@ from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.metrics import Metrics
 
+OWN_FAULT = "an error in sive itself; its log says more"
+
 log = logging.getLogger(__name__)
 
 
@@ -73,23 +75,42 @@ class Gateway:
     async def answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """One chat completion or completion, from the request to the end of its answer."""
         headers = headers_of(scope)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         try:
             body = await read_body(receive, headers, self.settings.gateway.max_body_bytes)
             call = parse(endpoint, body, headers)
             model = self._model(call)
         except RequestError as problem:
-            self.metrics.refused(problem.status)
-            await refuse(send, problem, request_id=headers.get("x-request-id", "")[:128])
+            await self.refuse(send, problem, request_id=headers.get("x-request-id", "")[:128])
             return
         except CallerLeftError:
             return
         face = StreamFace(call) if call.stream else WholeFace()
         chain = Chain(call, model, face, self.policy, rests=self.rests(), now=now)
-        driver = Driver(chain, self._wires, AsgiCaller(send))
-        await self._watched(driver, receive)
-        self._observe(chain.report)
+        await self._run(chain, receive, AsgiCaller(send))
+
+    async def refuse(self, send: Send, problem: RequestError, *, request_id: str = "") -> None:
+        """Answer a request that reaches no route."""
+        self.metrics.refused(problem.status)
+        await refuse(send, problem, request_id=request_id)
+
+    async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller) -> None:
+        """Drive a chain to its end, and tell the driver when the caller leaves."""
+        driver = Driver(chain, self._wires, caller)
+        watch = asyncio.ensure_future(_until_gone(receive(), driver))
+        self.metrics.in_flight.inc()
+        try:
+            await driver.run()
+        except Exception:  # the outermost frame of a request: the process stays up, the caller is told
+            log.exception("request %s failed", chain.report.call.request_id)
+            if caller.has_begun:
+                raise  # the server cuts the connection: not a clean end
+            await self.refuse(caller.raw_send, RequestError(OWN_FAULT, status=500, type="server_error"))
+        else:
+            self._observe(chain.report)
+        finally:
+            self.metrics.in_flight.dec()
+            watch.cancel()
 
     def _model(self, call: Call) -> Model:
         model = self.table.get(call.model)
@@ -98,16 +119,6 @@ class Gateway:
             message = f"the model {call.model[:200]!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model
-
-    async def _watched(self, driver: Driver, receive: Receive) -> None:
-        """Drive, and tell the driver when the caller leaves."""
-        watch = asyncio.ensure_future(_until_gone(receive(), driver))
-        self.metrics.in_flight.inc()
-        try:
-            await driver.run()
-        finally:
-            self.metrics.in_flight.dec()
-            watch.cancel()
 
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)

@@ -17,7 +17,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Call:
     """A checked request. ``body`` is the caller's own JSON object and is never changed in place.
 
-    ``prompt_bytes``: the size of all text in it, from which it is plain that a context cannot hold it.
+    ``choices``: how many answers come back. ``prompt_bytes``: the size of its text (at least), from which
+    it may be plain that a context cannot hold it.
     ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer.
     """
 
@@ -50,14 +51,15 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
     if not model:
         raise RequestError("you must provide a model", param="model", code="missing_required_parameter")
     options = body.get("stream_options") or {}
+    prompts, prompt_bytes = (1, _messages_bytes(body)) if endpoint == "chat/completions" else _prompts(body)
     return Call(
         endpoint=endpoint,
         model=model,
         body=body,
         stream=bool(body.get("stream")),
         wants_usage=bool(options.get("include_usage")),
-        choices=body.get("n") or 1,
-        prompt_bytes=_messages_bytes(body) if endpoint == "chat/completions" else _prompt_bytes(body),
+        choices=(body.get("n") or 1) * prompts,
+        prompt_bytes=prompt_bytes,
         request_id=_request_id(headers),
         requires_adapter=headers.get("x-sive-require") == "adapter",
         hop=_hop(headers),
@@ -137,17 +139,16 @@ def _message_bytes(message: Any, index: int) -> int:
     return sum(len(part["text"]) for part in content if isinstance(part.get("text"), str))
 
 
-def _prompt_bytes(body: Json) -> int:
+def _prompts(body: Json) -> tuple[int, int]:
+    """How many prompts there are, and the size of the largest."""
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return len(prompt)
+        return 1, len(prompt)
     if isinstance(prompt, list) and prompt:
         if all(_is_integer(one) for one in prompt):
-            return len(prompt)
-        if all(isinstance(one, str) for one in prompt):
-            return max(map(len, prompt))
-        if all(isinstance(one, list) for one in prompt):
-            return max(map(len, prompt))
+            return 1, len(prompt)
+        if all(isinstance(one, str | list) for one in prompt):
+            return len(prompt), max(map(len, prompt))
     wanted = "a string, a list of strings, or token ids"
     raise RequestError(f"'prompt' must be {wanted}", param="prompt", code="invalid_type")
 

@@ -236,11 +236,13 @@ class Chain:
                     return self._end_stream(relay, usage)
                 case Event(event=FailedInBand(message)):
                     return self._cut(rung, relay, "in_band_error", message)
-                case Lost() | Alarm() if relay.is_finished:
+                case Lost() | Alarm() if relay.is_finished and not relay.is_blocked:
                     self._do.append(Send(DONE))
                     return self._end_stream(relay, relay.usage)
                 case Lost(why=why):
                     return self._cut(rung, relay, why, LOST_IN_WORDS[why])
+                case Alarm(at=at) if relay.is_blocked:
+                    relay.fed_at = at  # time blocked on a slow caller is nobody's stall
                 case Alarm(at=at) if at >= relay.fed_at + patience_s:
                     return self._cut(rung, relay, "stall", f"no token for {patience_s:g} s")
                 case _:

@@ -1,6 +1,7 @@
 """The one async driver: does what a chain says, and tells it what happened."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
@@ -28,6 +29,8 @@ from sive.events import (
 )
 from sive.relay import FailedInBand, Finished, StreamRelay, has_token, in_band_error
 from sive.wires import Wire, WireRequest, WireResponse
+
+log = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 32_000_000
 """A whole answer, or a step's reply, larger than this is a broken neighbour."""
@@ -148,6 +151,9 @@ class _Attempt:
                 await response.aclose()
         except LostError as lost:
             self._put(Lost(self._opened.id, self._loop.time(), lost.why))
+        except Exception:  # the outermost frame of a task: whatever broke, the request must go on
+            log.exception("the attempt on backend %r failed", self._opened.rung.backend.name)
+            self._put(Lost(self._opened.id, self._loop.time(), "malformed"))
 
     async def _fetch(self) -> tuple[WireResponse, Translate | None]:
         """Walk the backend's flow up to the reply that is the answer."""
@@ -202,7 +208,9 @@ class _Attempt:
         except ValueError as exc:
             raise LostError("malformed", str(exc)) from exc
         if out:
+            relay.is_blocked = True
             await self._caller.send(out)
+            relay.is_blocked = False
         happening = relay.take()
         if happening is not None:
             self._tell(happening)

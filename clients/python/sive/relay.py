@@ -48,12 +48,13 @@ class StreamRelay:
 
     Whole events that only carry text go on untouched, at 1-2 µs a chunk. ``take`` says when the state
     changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is the time of the last bytes,
-    ``chunks`` how many events with data went through.
+    ``is_blocked`` says that the caller is slow to take them, ``chunks`` counts the events with data.
     """
 
     def __init__(self, label: Label, *, wants_usage: bool, choices: int = 1) -> None:
         self._happening: Happening | None = None
         self.fed_at = 0.0
+        self.is_blocked = False
         self.chunks = 0
         self._unfinished = set(range(choices))
         self._label = label

@@ -14,6 +14,9 @@ from sive_serve.gateway import Gateway
 from sive_serve.server import bind, check_exposure, run
 from sive_serve.status import start_lines
 
+DESIRED_ADAPTERS = Path("lora_adapters/adapters.toml")
+"""Read when [engine] names no other list and it is there."""
+
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +42,8 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
 def _engine(settings: Settings) -> Engine | None:
     if settings.engine is None:
         return None
-    listed = read_adapters(settings.engine.adapters) if settings.engine.adapters is not None else ()
+    path = settings.engine.adapters or (DESIRED_ADAPTERS if DESIRED_ADAPTERS.is_file() else None)
+    listed = read_adapters(path) if path is not None else ()
     mine, others = adapters_for(listed, settings.engine.model)
     for name in others:
         log.warning(

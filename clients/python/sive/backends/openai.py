@@ -83,7 +83,8 @@ class OpenAIBackend:
 
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""
-        headers = {**JSON_HEADERS, **self.headers, **request.headers}
+        # A compressed stream would be held back until a block is full.
+        headers = {**JSON_HEADERS, "accept-encoding": "identity", **self.headers, **request.headers}
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
         url = f"{self.url.rstrip('/')}/{request.endpoint}"

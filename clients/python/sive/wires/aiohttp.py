@@ -11,6 +11,8 @@ from sive.wires import WireRequest
 KEEPALIVE_S = 4.0
 """Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
 
+LOOPBACK = ("http://127.", "http://localhost", "http://[::1]")
+
 
 class AiohttpWire:
     """HTTP/1.1 with keep-alive. ``connect_s`` is how long a TCP and TLS handshake may take.
@@ -20,15 +22,20 @@ class AiohttpWire:
     """
 
     def __init__(self, *, connect_s: float = 3) -> None:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=timeout,
-            auto_decompress=True,
+        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+        # HTTPS_PROXY and its kin are for hosts elsewhere: a proxy cannot reach this machine's own engine.
+        self._near = self._session(trust_env=False)
+        self._far = self._session(trust_env=True)
+
+    def _session(self, *, trust_env: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=self._connector,
+            connector_owner=False,
+            timeout=self._timeout,
             skip_auto_headers=("User-Agent", "Accept"),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
+            trust_env=trust_env,
             read_bufsize=2**18,
         )
 
@@ -38,8 +45,9 @@ class AiohttpWire:
         Raises:
             LostError: no head came.
         """
+        session = self._near if request.url.startswith(LOOPBACK) else self._far
         try:
-            response = await self._session.request(
+            response = await session.request(
                 request.method,
                 request.url,
                 data=request.body or None,
@@ -52,7 +60,9 @@ class AiohttpWire:
 
     async def aclose(self) -> None:
         """Close idle connections."""
-        await self._session.close()
+        await self._near.close()
+        await self._far.close()
+        await self._connector.close()
 
 
 class _Response:

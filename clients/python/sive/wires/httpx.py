@@ -15,7 +15,9 @@ class HttpxWire:
     def __init__(self, *, connect_s: float = 3) -> None:
         timeout = httpx2.Timeout(None, connect=connect_s)
         limits = httpx2.Limits(max_connections=None)
-        self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False)
+        # HTTPS_PROXY and its kin are for hosts elsewhere: a proxy cannot reach this machine.
+        near = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+        self._client = httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False, mounts=near)
 
     async def open(self, request: WireRequest) -> "_Response":
         """Send and wait for the head.

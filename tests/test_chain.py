@@ -129,7 +129,7 @@ class Play:
     @property
     def said(self) -> bytes:
         """The bytes the chain itself sent to the caller."""
-        return b"".join(command.data for command in self.done if isinstance(command, Send))
+        return b"".join(command.data for command in self.done if isinstance(command, Send | End))
 
     @property
     def error(self) -> dict[str, Any]:
@@ -209,6 +209,15 @@ def test_what_plainly_does_not_fit_is_refused_without_asking_anybody() -> None:
     assert play.opened == []
     assert play.begun.status == 400
     assert play.error["code"] == "context_length_exceeded"
+
+
+def test_a_reset_on_an_idle_connection_counts_for_nothing() -> None:
+    """Nobody has seen that request: the same backend gets it once more, on a fresh connection."""
+    play = Play(rung("pod"), cpu())
+    play.send(Lost(1, 1.0, "reset_reused"))
+    assert play.opened == ["pod", "pod"]
+    play.send(Lost(2, 1.0, "reset_reused"))
+    assert play.opened == ["pod", "pod", "local"]
 
 
 def test_html_is_not_an_answer() -> None:
@@ -329,8 +338,7 @@ def test_an_answer_without_its_end_mark_is_complete() -> None:
     relay.feed(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', 2.0)
     play.send(Event(1, 2.0, Finishing()))
     commands = play.alarm()
-    assert commands[0] == Send(b"data: [DONE]\n\n")
-    assert isinstance(commands[-1], End)
+    assert commands[-1] == End(b"data: [DONE]\n\n")
     assert play.chain.report.is_complete
 
 

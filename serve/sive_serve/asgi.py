@@ -76,9 +76,9 @@ class AsgiCaller:
         """Some of the body; waits while the caller is slow."""
         await self.raw_send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self) -> None:
-        """The body is complete."""
-        await self.raw_send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def end(self, data: bytes) -> None:
+        """The rest of the body."""
+        await self.raw_send({"type": "http.response.body", "body": data, "more_body": False})
 
 
 async def refuse(send: Send, problem: RequestError, *, request_id: str = "") -> None:
@@ -93,5 +93,4 @@ async def refuse(send: Send, problem: RequestError, *, request_id: str = "") -> 
         headers["connection"] = "close"
     caller = AsgiCaller(send)
     await caller.begin(problem.status, headers)
-    await caller.send(body)
-    await caller.end()
+    await caller.end(body)

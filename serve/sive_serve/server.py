@@ -71,6 +71,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
         http="httptools",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         log_level=log_level,
         timeout_keep_alive=75,

@@ -1,7 +1,7 @@
 """One request of a caller, parsed and checked: what every later step may rely on."""
 
 import re
-import uuid
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +155,7 @@ def _prompts(body: Json) -> tuple[int, int]:
 
 def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 
 
 def _hop(headers: Mapping[str, str]) -> int:

@@ -24,7 +24,6 @@ from sive.events import (
     Lost,
     Open,
     Relay,
-    Send,
     Step,
     Whole,
 )
@@ -109,6 +108,7 @@ class Chain:
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
         self._do: list[Command] = []
+        self._opens = 0
         self._opened: int | None = None
         self._steps = self._run()
 
@@ -168,10 +168,12 @@ class Chain:
 
     def _attempt(self, rung: Rung) -> Trying:
         request, dropped = request_for(self._call, self._model, rung)
+        self.report.attempts += 1
         self._open(rung, request)
         clock_s = self._clocks.first_token_s if self._call.stream else self._clocks.whole_s
         silent_at = self._now + clock_s
         head: Head | None = None
+        is_fresh = True
         while True:
             incoming = yield from self._wait(min(silent_at, self._deadline))
             match incoming:
@@ -186,6 +188,10 @@ class Chain:
                             rung, "in_band_error", f"an error in its stream: {message[:200]}"
                         )
                     return (yield from self._relay(rung, self._label(rung, head, dropped)))
+                case Lost(why="reset_reused") if is_fresh:
+                    # The connection had been closed while it was idle: nobody has seen the request.
+                    is_fresh, head = False, None
+                    self._reopen(rung, request)
                 case Lost(why=why):
                     return self._move_on(rung, why, LOST_IN_WORDS[why], falls=self._policy.falls(why))
                 case Alarm():
@@ -237,8 +243,7 @@ class Chain:
                 case Event(event=FailedInBand(message)):
                     return self._cut(rung, relay, "in_band_error", message)
                 case Lost() | Alarm() if relay.is_finished and not relay.is_blocked:
-                    self._do.append(Send(DONE))
-                    return self._end_stream(relay, relay.usage)
+                    return self._end_stream(relay, relay.usage, DONE)
                 case Lost(why=why):
                     return self._cut(rung, relay, why, LOST_IN_WORDS[why])
                 case Alarm(at=at) if relay.is_blocked:
@@ -248,10 +253,10 @@ class Chain:
                 case _:
                     pass
 
-    def _end_stream(self, relay: StreamRelay, usage: Json | None) -> bool:
+    def _end_stream(self, relay: StreamRelay, usage: Json | None, rest: bytes = b"") -> bool:
         self.report.chunks = relay.chunks
         self._close()
-        self._do.append(End())
+        self._do.append(End(rest))
         self._complete(usage)
         return True
 
@@ -312,9 +317,14 @@ class Chain:
     # Book-keeping
 
     def _open(self, rung: Rung, request: Request) -> None:
-        self.report.attempts += 1
-        self._opened = self.report.attempts
+        self._opens += 1
+        self._opened = self._opens
         self._do.append(Open(self._opened, rung, request))
+
+    def _reopen(self, rung: Rung, request: Request) -> None:
+        """Once more on a fresh connection; it counts for nothing."""
+        self._close()
+        self._open(rung, request)
 
     def _close(self) -> None:
         if self._opened is not None:

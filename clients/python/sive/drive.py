@@ -50,8 +50,8 @@ class Caller(Protocol):
     async def send(self, data: bytes) -> None:
         """Some of the body; waits while the caller is slow."""
 
-    async def end(self) -> None:
-        """The body is complete."""
+    async def end(self, data: bytes) -> None:
+        """The rest of the body."""
 
 
 class Driver:
@@ -95,7 +95,7 @@ class Driver:
                 case Send():
                     await self._caller.send(command.data)
                 case End():
-                    await self._caller.end()
+                    await self._caller.end(command.data)
         return step.until is not None
 
     async def _next(self, until: float | None) -> Incoming:
@@ -130,11 +130,12 @@ class _Attempt:
         self._caller = caller
         self._put = put
         self._loop = asyncio.get_running_loop()
-        self._won: asyncio.Future[StreamRelay] = self._loop.create_future()
+        self._won: asyncio.Future[StreamRelay] | None = None
         self._task = self._loop.create_task(self._run())
 
     def relay(self, relay: StreamRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
+        assert self._won is not None  # noqa: S101 - only a stream that had its first token can win
         self._won.set_result(relay)
 
     def close(self) -> None:
@@ -178,6 +179,7 @@ class _Attempt:
             self._tell(Whole(body))
             return
         chunks = _translated(response, translate)
+        self._won = self._loop.create_future()
         held = await self._first(chunks)
         await self._pump(held, chunks, await self._won)
 

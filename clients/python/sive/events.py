@@ -51,7 +51,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The answer is complete; nothing follows."""
+    """The answer is complete; nothing follows ``data``."""
+
+    data: bytes = b""
 
 
 Command = Open | Close | Relay | Begin | Send | End

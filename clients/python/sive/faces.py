@@ -62,7 +62,7 @@ class StreamFace:
     def error(self, status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
         """An honest status, or when the head is out an error event."""
         if self._has_begun:
-            return [Send(event(payload)), End()]
+            return [End(event(payload))]
         return _json(status, dumps(payload), headers)
 
 
@@ -98,4 +98,4 @@ class WholeFace:
 
 def _json(status: int, body: bytes, headers: dict[str, str]) -> list[Command]:
     length = {"content-length": str(len(body))}
-    return [Begin(status, JSON_HEADERS | headers | length), Send(body), End()]
+    return [Begin(status, JSON_HEADERS | headers | length), End(body)]

@@ -41,7 +41,9 @@ class _Mailbox:
             self._room.clear()
         self.put(data)
 
-    async def end(self) -> None:
+    async def end(self, data: bytes) -> None:
+        if data:
+            self.put(data)
         self.put(None)
 
     def put(self, piece: Piece) -> None:

@@ -1,11 +1,15 @@
 """Wires: how a request reaches a backend. One method, ``open``; a file per transport.
 
-``aiohttp`` carries the gateway, ``httpx`` the SDK drop-ins, ``local`` the CPU model in this process.
+``aiohttp`` and, where there is neither TLS nor a proxy, ``plain`` carry the gateway, ``httpx`` the SDK
+drop-ins, ``local`` the CPU model in this process.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+KEEPALIVE_S = 4.0
+"""Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
 
 
 @dataclass(frozen=True, slots=True)

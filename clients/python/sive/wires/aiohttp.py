@@ -6,12 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 
 from sive.errors import LostError, Why
-from sive.wires import WireRequest
-
-KEEPALIVE_S = 4.0
-"""Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
-
-LOOPBACK = ("http://127.", "http://localhost", "http://[::1]")
+from sive.wires import KEEPALIVE_S, WireRequest
 
 
 class AiohttpWire:
@@ -22,20 +17,12 @@ class AiohttpWire:
     """
 
     def __init__(self, *, connect_s: float = 3) -> None:
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
-        # HTTPS_PROXY and its kin are for hosts elsewhere: a proxy cannot reach this machine's own engine.
-        self._near = self._session(trust_env=False)
-        self._far = self._session(trust_env=True)
-
-    def _session(self, *, trust_env: bool) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=self._connector,
-            connector_owner=False,
-            timeout=self._timeout,
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
             skip_auto_headers=("User-Agent", "Accept"),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=trust_env,
+            trust_env=True,
             read_bufsize=2**18,
         )
 
@@ -45,9 +32,8 @@ class AiohttpWire:
         Raises:
             LostError: no head came.
         """
-        session = self._near if request.url.startswith(LOOPBACK) else self._far
         try:
-            response = await session.request(
+            response = await self._session.request(
                 request.method,
                 request.url,
                 data=request.body or None,
@@ -60,9 +46,7 @@ class AiohttpWire:
 
     async def aclose(self) -> None:
         """Close idle connections."""
-        await self._near.close()
-        await self._far.close()
-        await self._connector.close()
+        await self._session.close()
 
 
 class _Response:

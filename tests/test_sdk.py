@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import openai
 import pytest
 from sive import AsyncOpenAI, OpenAI
 
-from tests.conftest import until
+from tests.conftest import clean_environment, until
 from tests.lab import upstream
 from tests.lab.upstream import Upstream
 
@@ -227,6 +229,26 @@ def test_a_forked_child_can_ask_too() -> None:
             answer = sdk.chat.completions.create(model="m", messages=HI).choices[0].message.content
             os._exit(0 if answer == "ok" else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+ENDS = """
+from sive import OpenAI
+hi = [{"role": "user", "content": "hi"}]
+for _ in OpenAI().chat.completions.create(model="spinoza", messages=hi, stream=True):
+    %s
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "break"])
+def test_a_process_may_end_right_after_an_answer(then: str, tmp_path: Path) -> None:
+    """Without closing anything, also in the middle of a stream: no abort from the engine's threads."""
+    for _ in range(4):
+        command = [sys.executable, "-c", ENDS % then]
+        ended = subprocess.run(
+            command, env=clean_environment(HOME=str(tmp_path)), cwd=tmp_path, capture_output=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert ended.stderr == b""
 
 
 def test_a_foreign_http_client_is_refused() -> None:

@@ -33,6 +33,7 @@ class Generation:
         self.finish_reason: FinishReason = "length"
         self.finished = asyncio.Event()
         self._texts: asyncio.Queue[str | LocalModelError | None] = asyncio.Queue()
+        self._model = model
         self._end_token = model.end_token
         self._decoder = model.decoder()
         self._stops = StopFinder(stop)
@@ -60,7 +61,7 @@ class Generation:
 
     def _step(self, step: Any) -> bool:
         """Hand a token to the event loop; called in CTranslate2's thread."""
-        stopping = self._complete
+        stopping = self._complete or self._model.is_closing
         try:
             self._loop.call_soon_threadsafe(self._got, step.token, stopping or step.is_last)
         except RuntimeError:  # the loop is closed: nobody listens any more

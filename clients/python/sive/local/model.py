@@ -1,6 +1,10 @@
 """One prepared model in memory: its tokenizer and its CTranslate2 generator."""
 
+import atexit
+import ctypes
 import json
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,11 +50,18 @@ class LocalModel:
             config = json.loads((info.path / "config.json").read_text(encoding="utf-8"))
         except Exception as exc:  # both engines raise bare Exception and RuntimeError
             raise LocalModelError(f"{info.name!r} in {info.path} cannot be loaded: {exc}") from exc
+        self.is_closing = False
+        _live.add(self)
         self.end_token: str = config["eos_token"]
         self.temperature = float(about.get("temperature", DEFAULT_TEMPERATURE))
         self._tokenizer.encode_special_tokens = True  # a caller's "<|endoftext|>" is text, not the end
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._added = {token.content: "" if token.special else token.content for token in added}
+
+    def close(self) -> None:
+        """Stop what runs, within a token, and wait for CTranslate2's threads to end."""
+        self.is_closing = True
+        self._generator = None
 
     def encode(self, text: str) -> list[str]:
         """Return the tokens of a text."""
@@ -82,6 +93,27 @@ class LocalModel:
             **({} if greedy else drawn),
         )
         return result
+
+
+_live: weakref.WeakSet[LocalModel] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Before the interpreter goes: a thread of CTranslate2's that wants it afterwards aborts the process."""
+    for model in list(_live):
+        model.close()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child the threads are gone, and a generator that waits for them would wait for ever."""
+    for model in list(_live):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(model._generator))
+    _live.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _engines() -> tuple[Any, Any]:

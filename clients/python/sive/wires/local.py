@@ -72,6 +72,8 @@ class LocalWire:
         loading, self._loading = self._loading, None
         if loading is not None:
             await asyncio.wait([loading])
+            if not loading.cancelled() and loading.exception() is None:
+                loading.result().close()
 
     async def _answer(self, request: WireRequest) -> WireResponse:
         asked = read(request.url, request.body)

@@ -31,6 +31,7 @@ from sive.routes import Model, Rest, Rung
 
 CLOCKS = Clocks(deadline_s=120, head_s=5, first_token_s=10, stall_s=8)
 TOKEN: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+ANSWER = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
 SSE = {"content-type": "text/event-stream"}
 JSON = {"content-type": "application/json"}
 
@@ -228,12 +229,93 @@ def test_html_is_not_an_answer() -> None:
     assert play.opened == ["pod", "local"]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"choices": []},
+        {"error": {"message": "no"}, "choices": [ANSWER]},
+        {"choices": [ANSWER | {"finish_reason": "abort"}]},
+        {"choices": 5},
+    ],
+)
+def test_a_success_that_is_no_answer_falls(reply: dict[str, Any]) -> None:
+    """A 200 with an error, without choices, or with an aborted one is a failure; in the shim it is shown."""
+    play = Play(rung("pod"), cpu(), asked=call())
+    play.refuses(1, 200, dumps(reply))
+    assert play.opened == ["pod", "local"]
+    strict = Play(rung("host"), cpu(), asked=call(), strict=True)
+    strict.refuses(1, 200, dumps(reply))
+    assert strict.opened == ["host"]
+    assert strict.begun.status == 502
+
+
+@pytest.mark.parametrize("status", [201, 202, 204, 301, 302, 307])
+def test_another_success_or_a_redirect_is_no_answer(status: int) -> None:
+    """Neither is ever shown as if it were one, nor followed."""
+    play = Play(rung("pod"), cpu(), asked=call())
+    play.refuses(1, status, dumps({"choices": [ANSWER]}))
+    assert play.opened == ["pod", "local"]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error":null}', b'{"error":["x"]}', b'{"error":{}}', b"{}", b'{"error":"text"}']
+)
+def test_an_odd_error_is_still_the_callers_answer(body: bytes) -> None:
+    """Whatever its shape, it goes back in OpenAI's frame with its status."""
+    play = Play(rung("pod"), cpu())
+    play.refuses(1, 400, body)
+    assert play.begun.status == 400
+    assert play.opened == ["pod"]
+
+
+def test_events_of_a_closed_attempt_are_nobodys_news() -> None:
+    """What an abandoned backend still says is not taken for the next one's answer."""
+    play = Play(rung("one"), cpu())
+    play.alarm()
+    play.alarm()
+    assert play.opened == ["one", "local"]
+    assert play.send(Head(1, 10.1, 200, SSE)) == []
+    assert play.send(Event(1, 10.1, First(TOKEN))) == []
+    assert play.send(Lost(1, 10.2, "reset")) == []
+    play.answers(2, at=11)
+    assert play.chain.report.backend == "local"
+
+
+def test_the_cpus_queue_is_not_silence() -> None:
+    """Who waits for a slot of the CPU model waits, up to the deadline."""
+    play = Play(cpu())
+    while play.until is not None and play.until < 60:
+        play.alarm()
+    assert not play.is_over
+
+
+@pytest.mark.parametrize("said", ["inf", "nan", "-3", "1e300", "soon"])
+def test_a_senseless_retry_after_is_survived(said: str) -> None:
+    """The 503 carries a whole number of seconds all the same."""
+    play = Play(rung("pod"), asked=call())
+    play.refuses(1, 503, retry_after=said)
+    assert 1 <= int(play.begun.headers["retry-after"]) <= 3600
+
+
+def test_a_callers_own_429_keeps_what_it_says_of_time() -> None:
+    """In the shim the SDK's back-off sees the host's Retry-After."""
+    play = Play(rung("host"), cpu(), strict=True)
+    play.refuses(1, 429, retry_after="7", server="secret")
+    assert play.begun.headers["retry-after"] == "7"
+    assert "server" not in play.begun.headers
+
+
 def test_an_error_inside_a_200_stream_is_a_failure() -> None:
-    """An error event where the first token should be hands over."""
+    """An error event where the first token should be hands over; its text is not shown."""
     play = Play(rung("pod"), cpu())
     play.send(Head(1, 1.0, 200, SSE))
-    play.send(Event(1, 1.0, First({"error": {"message": "CUDA error"}})))
+    play.send(Event(1, 1.0, First({"error": {"message": "bad key sk-1 at http://10.0.0.1"}})))
     assert play.opened == ["pod", "local"]
+    assert "sk-1" not in str(play.chain.report.failures)
+    strict = Play(rung("host"), cpu(), strict=True)
+    strict.send(Head(1, 1.0, 200, SSE))
+    strict.send(Event(1, 1.0, First({"error": {"message": "Incorrect API key"}})))
+    assert strict.opened == ["host"]
 
 
 def test_a_silent_backend_is_left_after_its_clock() -> None:
@@ -399,7 +481,7 @@ def test_fields_a_rung_does_not_know_are_dropped_and_named() -> None:
     request = next(command.request for command in play.done if isinstance(command, Open))
     assert set(request.body) == {"model", "messages", "temperature"}
     assert request.headers["x-sive-truncate"] == "1"
-    play.refuses(1, 200, dumps({"model": "sive-embedded", "choices": []}))
+    play.refuses(1, 200, dumps({"model": "sive-embedded", "choices": [ANSWER]}))
     answer = loads(play.said)
     assert answer["sive"]["dropped"] == ["tools", "top_k"]
     assert answer["model"] == "sive-embedded"
@@ -408,7 +490,7 @@ def test_fields_a_rung_does_not_know_are_dropped_and_named() -> None:
 def test_the_model_is_the_served_name_when_not_degraded() -> None:
     """The backend's own spelling is replaced, and who spoke is said beside it."""
     play = Play(rung("pod"), asked=call())
-    play.refuses(1, 200, dumps({"model": "/weights/x", "choices": []}))
+    play.refuses(1, 200, dumps({"model": "/weights/x", "choices": [ANSWER]}))
     answer = loads(play.said)
     assert answer["model"] == "spinoza"
     assert answer["sive"] == {

@@ -428,6 +428,32 @@ def cli(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Completed
     )
 
 
+def test_odd_counts_and_lengths_do_not_break_the_books(serve: Serve) -> None:
+    """Usage of another shape, an absurd content-length, n > 1: answered, counted, nothing in the log."""
+
+    async def oddly(exchange: upstream.Exchange) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        await exchange.json(
+            {"model": "m", "choices": [choice], "usage": {"prompt_tokens": "7", "completion_tokens": -1}}
+        )
+
+    with Upstream(oddly) as host:
+        served = serve(routed(host))
+        assert ask(served).status_code == 200
+        with socket.create_connection(("127.0.0.1", served.port)) as caller:
+            caller.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: "
+                + b"0" * 5000
+                + b"5\r\n\r\n"
+            )
+            assert b" 4" in caller.recv(1000)[:16]
+        host.manner = upstream.answers("one")
+        assert "[DONE]" in ask(served, stream=True, n=2).text
+        missing = ask(served, model="hegel")
+        assert missing.headers["x-request-id"]
+        assert "Traceback" not in served.output.read_text()
+
+
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     """It names the port and the way out, from --port and from PORT."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -457,6 +483,8 @@ def test_an_open_host_without_keys_refuses_to_start(tmp_path: Path) -> None:
         ('[model.m]\nroute = [{ backend = "pod", model = "m" }]\n', "backend 'pod' that is not there"),
         ('[[backend]]\nname = "a"\nurl = "http://x"\napi_key_env = "NOPE"\n', "NOPE, which is not set"),
         ('[[backend]]\nname = "a"\n[model.m]\nroute = [{ backend = "a", model = "m" }]\n', "has no url"),
+        ("gateway = 5\n", "gateway"),
+        ("[gateway]\napi_keys_env = 5\n", "gateway.api_keys_env"),
         ('[engine]\nmodel = "x"\nadapters = "nowhere.toml"\n', "nowhere.toml"),
     ],
 )
@@ -471,10 +499,26 @@ def test_a_wrong_configuration_is_one_clear_line(config: str, said: str, tmp_pat
 
 def test_config_shows_values_and_where_they_are_from(tmp_path: Path) -> None:
     """Secrets are stars."""
-    (tmp_path / "sive.toml").write_text("[gateway]\nport = 7000\n")
+    (tmp_path / "sive.toml").write_text(
+        """
+        [gateway]
+        port = 7000
+        [[backend]]
+        name = "a"
+        url = "http://me:pass@host/v1"
+        [model.m]
+        system_prompt = "[INST] [/INST] [bold]"
+        route = [{ backend = "a", model = "x" }]
+        [engine]
+        model = "x"
+        api-key = "sk-engine"
+        """
+    )
     result = cli("config", cwd=tmp_path, SIVE_API_KEYS="sk-secret")
     assert result.returncode == 0, result.stderr
-    assert "sk-secret" not in result.stdout
+    assert not {secret for secret in ("sk-secret", "sk-engine", "pass@") if secret in result.stdout}
+    assert "[INST] [/INST] [bold]" in result.stdout
+    assert any("model.m.route.0.model" in line and "sive.toml" in line for line in result.stdout.splitlines())
     assert any(
         "gateway.port" in line and "7000" in line and "sive.toml" in line
         for line in result.stdout.splitlines()

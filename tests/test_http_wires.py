@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +197,62 @@ def test_a_closed_idle_connection_is_told_apart() -> None:
             assert (await fetch(wire, post(host)))[0] == 200
 
         run(PlainWire, again)
+
+
+def test_idle_connections_do_not_pile_up() -> None:
+    """After a burst the old ones are closed as the newer ones come back, and all when the wire closes."""
+    with Upstream(upstream.answers("ok")) as host:
+
+        async def burst(wire: Wire) -> None:
+            await asyncio.gather(*(fetch(wire, post(host)) for _ in range(20)))
+            assert isinstance(wire, PlainWire)
+            (idle,) = wire._idle.values()
+            assert len(idle) > 1
+            for connection in idle:
+                connection.idle_since -= 100
+            await fetch(wire, post(host))
+            assert len(idle) == 1
+            await wire.aclose()
+            assert len(idle) == 0
+            await fetch(wire, post(host))
+            assert len(idle) == 0
+
+        run(PlainWire, burst)
+
+
+def test_a_second_reply_that_nobody_asked_for_is_not_the_first() -> None:
+    """Both in one segment: the first is read, the second ignored, the connection not used again."""
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none"
+    two = b"HTTP/1.1 503 No\r\nContent-Length: 3\r\n\r\ntwo"
+    with Upstream(raw(one + two)) as host:
+
+        async def ask(wire: Wire) -> None:
+            for _ in range(2):
+                status, _, body = await fetch(wire, post(host))
+                assert (status, body) == (200, b"one")
+
+        run(PlainWire, ask)
+
+
+def test_a_key_with_a_line_break_is_refused_here() -> None:
+    """It would desynchronise the connection, or smuggle a header."""
+    request = WireRequest("POST", "http://127.0.0.1:1/v1", {"authorization": "Bearer sk\r\nx: y"}, b"")
+    for make in (PlainWire, AiohttpWire):
+        with pytest.raises(LostError) as lost:
+            run(make, lambda wire: fetch(wire, request))
+        assert lost.value.why in ("malformed", "refused")
+        assert "sk" not in str(lost.value)
+
+
+def test_a_netrc_is_not_sent_to_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords that lie about on a machine are for others."""
+    (tmp_path / ".netrc").write_text("default login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Upstream(upstream.answers("ok")) as host:
+        for make in WIRES:
+            run(make, lambda wire: fetch(wire, post(host)))
+        assert not any("authorization" in seen.headers for seen in host.seen)
 
 
 def test_a_body_that_nobody_takes_is_not_buffered_without_end() -> None:

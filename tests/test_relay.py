@@ -121,10 +121,10 @@ def test_usage_is_shown_to_who_asked() -> None:
 
 
 def test_an_error_in_the_middle_is_held_back() -> None:
-    """What came before it passes; the error is for the chain to decide about."""
-    out, happened = run(relay(), [chunk("a") + b'data: {"error":{"message":"boom"}}\n\n' + chunk("b")])
+    """What came before it passes; its text, which may hold keys, does not."""
+    out, happened = run(relay(), [chunk("a") + b'data: {"error":{"message":"sk-1"}}\n\n' + chunk("b")])
     assert text(out) == "a"
-    assert happened == [FailedInBand("boom")]
+    assert happened == [FailedInBand("an error in its stream")]
 
 
 def test_an_abort_is_a_failure() -> None:
@@ -149,6 +149,59 @@ def test_several_choices_are_finished_when_all_are() -> None:
     assert not fed.is_finished
     _, happened = run(fed, [second])
     assert happened == [Finishing()]
+
+
+def test_data_without_a_space_is_read() -> None:
+    """The standard allows it: the finish is seen and the stream ends well."""
+    whole = answer(["a", "b"]).replace(b"data: ", b"data:")
+    out, happened = run(relay(), [event + b"\n\n" for event in whole.split(b"\n\n") if event])
+    assert text(out) == "ab"
+    assert isinstance(happened[-1], Finished)
+
+
+def test_a_finish_beside_other_choices_is_seen() -> None:
+    """Two unfinished choices in one chunk do not hide a finished one in the next."""
+    two = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    both = b"data: " + dumps({"choices": [two, two]}) + b"\n\n"
+    _, happened = run(fed, [both + chunk(None, "stop")])
+    assert happened == [Finishing()]
+
+
+def test_a_backend_that_ignores_n_is_believed() -> None:
+    """Two answers asked for, one given and ended with the end mark: complete."""
+    out, happened = run(relay(choices=2), [answer(["a"])])
+    assert isinstance(happened[-1], Finished)
+    assert out.endswith(b"data: [DONE]\n\n")
+
+
+def test_usage_in_the_middle_is_not_shown_to_who_did_not_ask() -> None:
+    """Continuous usage is for the books alone."""
+    counted = {"completion_tokens": 1}
+    out, _ = run(relay(), [chunk("a"), chunk("b", usage=counted), chunk(None, "stop", usage=counted)])
+    assert b"completion_tokens" not in out
+    assert text(out) == "ab"
+
+
+def test_comments_are_no_progress() -> None:
+    """A backend that only sends comments is silent."""
+    fed = relay()
+    fed.feed(chunk("a"), 1.0)
+    fed.feed(b": ping\n\n", 2.0)
+    assert fed.fed_at == 1.0
+    fed.feed(chunk("b"), 3.0)
+    assert fed.fed_at == 3.0
+
+
+def test_chunks_of_another_shape_are_skipped_and_counted() -> None:
+    """One odd chunk does not end a stream."""
+    odd = [b'{"choices":5}', b'{"choices":[{"index":null,"finish_reason":"x"}]}', b"[]", b'{"choices":[3]}']
+    fed = relay()
+    out, happened = run(fed, [chunk("a"), *(b"data: " + one + b"\n\n" for one in odd), answer(["b"])])
+    assert text(out) == "ab"
+    assert isinstance(happened[-1], Finished)
+    assert fed.malformed == len(odd)
 
 
 def test_malformed_events_and_comments_do_not_end_a_stream() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 from sive import AsyncOpenAI, OpenAI
@@ -168,6 +169,42 @@ def test_a_sive_toml_gives_its_models_their_routes(tmp_path: Path) -> None:
         assert answer.choices[0].message.content == "second"
         assert answer.model == "m"
         assert second.seen[0].body["model"] == "y"
+
+
+def test_what_the_caller_adds_to_the_url_arrives() -> None:
+    """default_query and extra_query, as some hosts need them."""
+    with Upstream(upstream.answers("ok")) as host, client(host.port) as sdk:
+        sdk.with_options(default_query={"api-version": "1"}).chat.completions.create(model="m", messages=HI)
+        assert host.seen[0].path == "/v1/chat/completions?api-version=1"
+
+
+def test_the_models_of_this_process_are_listed() -> None:
+    """Where there is no host, the table answers."""
+    with OpenAI() as sdk:
+        assert [model.id for model in sdk.models.list()] == ["spinoza", "bergson", "kant", "local"]
+
+
+def test_a_stream_closed_by_another_thread_ends_with_an_error() -> None:
+    """Whoever reads it is not left waiting, and does not take it for the end."""
+    with Upstream(upstream.stalls) as host, client(host.port) as sdk:
+        stream = sdk.chat.completions.create(model="m", messages=HI, stream=True)
+        closer = threading.Timer(0.3, stream.close)
+        closer.start()
+        with pytest.raises((openai.APIError, httpx2.HTTPError, httpx2.StreamError)):
+            list(stream)
+        closer.join()
+
+
+def test_event_loops_come_and_go() -> None:
+    """One client in many loops keeps nothing of the closed ones."""
+    sdk = AsyncOpenAI(base_url="http://127.0.0.1:1/v1", api_key="k")
+
+    async def ask() -> None:
+        await sdk.chat.completions.create(model="m", messages=HI, max_tokens=4)
+
+    for _ in range(3):
+        asyncio.run(ask())
+    assert len(sdk._client._transport._shim._wires) == 1  # type: ignore[attr-defined]
 
 
 def test_async_and_sync_give_the_same() -> None:

@@ -12,6 +12,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+MAX_LENGTH_DIGITS = 18
+
+
 class CallerLeftError(Exception):
     """The caller closed the connection before the request was complete."""
 
@@ -29,7 +32,7 @@ async def read_body(receive: Receive, headers: dict[str, str], limit: int) -> by
         CallerLeftError: it never came.
     """
     declared = headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > limit:
+    if len(declared) > MAX_LENGTH_DIGITS or (declared.isdecimal() and int(declared) > limit):
         raise _too_large(limit)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):

@@ -1,6 +1,7 @@
 """The gateway: everything one `sive serve` holds, and the path of one request through it."""
 
 import asyncio
+import gc
 import logging
 import time
 
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from sive.assemble import EngineModel, EngineParts, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
-from sive.calls import Call, parse
+from sive.calls import Call, parse, request_id
 from sive.chain import Chain, Report
 from sive.config import Settings
 from sive.drive import Driver
@@ -52,6 +53,9 @@ class Gateway:
 
     async def start(self) -> None:
         """Open the wires and start the engine; returns before the engine is ready."""
+        # What start-up made stays: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         self._wires = {"http": HttpWire(connect_s=self.settings.gateway.connect_s)}
         if self.local is not None:
             self._wires["local"] = LocalWire(self.settings.local)
@@ -82,7 +86,7 @@ class Gateway:
             call = parse(endpoint, body, headers)
             model = self._model(call)
         except RequestError as problem:
-            await self.refuse(send, problem, request_id=headers.get("x-request-id", "")[:128])
+            await self.refuse(send, problem, request_id=request_id(headers))
             return
         except CallerLeftError:
             return
@@ -93,6 +97,7 @@ class Gateway:
     async def refuse(self, send: Send, problem: RequestError, *, request_id: str = "") -> None:
         """Answer a request that reaches no route."""
         self.metrics.refused(problem.status)
+        log.info("%s - - %s refused: %s", request_id or "-", problem.status, problem.code)
         await refuse(send, problem, request_id=request_id)
 
     async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller) -> None:

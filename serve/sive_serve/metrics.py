@@ -46,6 +46,10 @@ class Metrics:
             registry=registry,
         )
 
+        self._malformed = Counter(
+            "sive_malformed_events", "Events of a stream that were skipped.", ("backend",), registry=registry
+        )
+
     def refused(self, status: int) -> None:
         """A request that never reached a route: bad key, bad JSON, unknown model."""
         self._requests.labels("", "", str(status)).inc()
@@ -57,6 +61,8 @@ class Metrics:
         self._requests.labels(model, backend, status).inc()
         for failure in report.failures:
             self._failovers.labels(failure.backend, failure.reason).inc()
+        if report.malformed:
+            self._malformed.labels(backend).inc(report.malformed)
         if report.first_token_at is None:
             return
         self._first_token.labels(model, backend).observe(report.first_token_at - report.started_at)
@@ -69,5 +75,6 @@ class Metrics:
     def _count_tokens(self, report: Report) -> None:
         usage = report.usage or {"completion_tokens": report.chunks}
         for kind in ("prompt", "completion"):
-            if count := usage.get(f"{kind}_tokens"):
+            count = usage.get(f"{kind}_tokens")
+            if isinstance(count, int) and count > 0:
                 self._tokens.labels(report.call.model, report.backend, kind).inc(count)

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sive.backends import Backend
 from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
@@ -151,9 +151,15 @@ class _Builder:
                 raise ConfigError(
                     "a route names 'local', but [local] enabled = false or sive[local] is not installed"
                 )
-            return local_rung(self._local)
+            found = local_rung(self._local)
+            is_other = rung.model not in ("auto", found.model)
+            why = f"{found.why}; the route asks for {rung.model}" if is_other else found.why
+            return replace(
+                found, why=why, weights=rung.weights or found.weights, system_prompt=rung.system_prompt
+            )
         if rung.backend == "engine":
-            return self._engine_rung(rung.model, "configured")
+            found = self._engine_rung(rung.model, "configured")
+            return replace(found, weights=rung.weights or found.weights, system_prompt=rung.system_prompt)
         backend = self._backends.get(rung.backend) or self._hf()
         return Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
 

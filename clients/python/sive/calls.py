@@ -17,8 +17,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Call:
     """A checked request. ``body`` is the caller's own JSON object and is never changed in place.
 
-    ``choices``: how many answers come back. ``prompt_bytes``: the size of its text (at least), from which
-    it may be plain that a context cannot hold it.
+    ``prompts``: how many there are; each gets ``n`` answers. ``prompt_bytes``: the size of the text, at
+    least, from which it may be plain that a context cannot hold it.
     ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer.
     """
 
@@ -27,7 +27,7 @@ class Call:
     body: Json
     stream: bool
     wants_usage: bool
-    choices: int
+    prompts: int
     prompt_bytes: int
     request_id: str
     requires_adapter: bool = False
@@ -58,9 +58,9 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
         body=body,
         stream=bool(body.get("stream")),
         wants_usage=bool(options.get("include_usage")),
-        choices=(body.get("n") or 1) * prompts,
+        prompts=prompts,
         prompt_bytes=prompt_bytes,
-        request_id=_request_id(headers),
+        request_id=request_id(headers),
         requires_adapter=headers.get("x-sive-require") == "adapter",
         hop=_hop(headers),
     )
@@ -153,7 +153,8 @@ def _prompts(body: Json) -> tuple[int, int]:
     raise RequestError(f"'prompt' must be {wanted}", param="prompt", code="invalid_type")
 
 
-def _request_id(headers: Mapping[str, str]) -> str:
+def request_id(headers: Mapping[str, str]) -> str:
+    """The caller's own ``x-request-id`` when it is a sensible one, else a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 

@@ -30,13 +30,18 @@ from sive.events import (
 from sive.faces import Face
 from sive.policy import Policy, retry_after_s
 from sive.protocol import DONE, Json, error, loads
-from sive.relay import FailedInBand, Finished, Finishing, Label, StreamRelay, in_band_error
+from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, StreamRelay, is_error
 from sive.routes import Model, Rest, Rung, request_for
 
 MAX_BYTES_PER_TOKEN = 16
 """No tokenizer packs running text tighter; what exceeds it plainly does not fit a context."""
 
 DEFAULT_RETRY_AFTER_S = 5.0
+
+NO_HEADERS: Mapping[str, str] = {}
+
+HEADERS_OF_ERRORS = ("retry-after", "x-ratelimit-", "x-should-retry")
+"""Headers that go back with a caller's own error, by how they begin."""
 
 LOST_IN_WORDS: dict[Why, str] = {
     "refused": "refused the connection",
@@ -67,7 +72,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Report:
-    """What became of a request. Times are the events' own, in seconds; ``status`` is what the caller got."""
+    """What became of a request. Times are the events' own, in seconds.
+
+    ``status``: what the caller got; for a stream that ended in an error event the status of that error.
+    ``malformed``: events that could not be read and were skipped.
+    """
 
     call: Call
     started_at: float
@@ -80,6 +89,7 @@ class Report:
     ended_at: float | None = None
     usage: Json | None = None
     chunks: int = 0
+    malformed: int = 0
     caller_left: bool = False
     is_complete: bool = False
 
@@ -108,22 +118,26 @@ class Chain:
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
         self._do: list[Command] = []
+        self._too_long = ""
         self._opens = 0
         self._opened: int | None = None
         self._steps = self._run()
 
     def start(self) -> Step:
         """The first step."""
-        return next(self._steps)
+        return self._advance(None)
 
     def send(self, incoming: Incoming) -> Step:
         """The step that follows an event; the last one contains End, or is empty when the caller left."""
-        try:
-            return self._steps.send(incoming)
-        except StopIteration:
-            return Step(())
+        return self._advance(incoming)
 
-    def _run(self) -> Generator[Step, Incoming, None]:
+    def _advance(self, incoming: Incoming | None) -> Step:
+        try:
+            return self._steps.send(incoming)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as stop:
+            return stop.value or Step(())
+
+    def _run(self) -> Generator[Step, Incoming, Step]:
         try:
             if not (yield from self._try_rungs()):
                 self._give_up()
@@ -131,7 +145,8 @@ class Chain:
             self.report.caller_left = True
             self._close()
         self.report.ended_at = self._now
-        yield Step(tuple(self._do))
+        # Returned, not yielded: a generator left suspended would keep the whole request alive in a cycle.
+        return Step(tuple(self._do))
 
     def _try_rungs(self) -> Trying:
         for rung in self._candidates():
@@ -170,7 +185,9 @@ class Chain:
         request, dropped = request_for(self._call, self._model, rung)
         self.report.attempts += 1
         self._open(rung, request)
-        clock_s = self._clocks.first_token_s if self._call.stream else self._clocks.whole_s
+        # The CPU model is never dead and silent: who waits there stands in its queue.
+        sees_tokens = self._call.stream and not rung.backend.is_local
+        clock_s = self._clocks.first_token_s if sees_tokens else self._clocks.whole_s
         silent_at = self._now + clock_s
         head: Head | None = None
         is_fresh = True
@@ -183,11 +200,12 @@ class Chain:
                     self._opened = None
                     return self._judge(rung, head, body, self._label(rung, head, dropped))
                 case Event(event=First(chunk)) if head is not None:
-                    if message := in_band_error(chunk):
+                    if is_error(chunk):
                         return self._move_on(
-                            rung, "in_band_error", f"an error in its stream: {message[:200]}"
+                            rung, "in_band_error", ERROR_IN_BAND, falls=not self._policy.strict
                         )
-                    return (yield from self._relay(rung, self._label(rung, head, dropped)))
+                    label = self._label(rung, head, dropped)
+                    return (yield from self._relay(rung, label, request.choices))
                 case Lost(why="reset_reused") if is_fresh:
                     # The connection had been closed while it was idle: nobody has seen the request.
                     is_fresh, head = False, None
@@ -205,19 +223,25 @@ class Chain:
         headers = dict(head.headers)
         verdict = self._policy.judge(head.status, headers, body)
         if verdict == "callers_answer":
-            self._say_error(rung, head.status, passed_on(head.status, body))
+            kept = {name: value for name, value in headers.items() if name.startswith(HEADERS_OF_ERRORS)}
+            self._say_error(rung, head.status, passed_on(head.status, body), kept)
             return True
         if verdict == "answer":
             return self._whole(rung, body, label)
-        reason = "context_length" if verdict == "too_long" else f"http_{head.status}"
-        what = f"HTTP {head.status}" if head.status != 200 else "a 200 that is no answer"
-        return self._move_on(rung, reason, what, retry_after_s=retry_after_s(headers))
+        if verdict == "too_long":
+            self._too_long = self._too_long or passed_on(head.status, body)["error"]["message"]
+            return self._move_on(rung, "context_length", "the request is longer than its context")
+        falls = verdict == "next_rung" or not self._policy.strict
+        what = f"HTTP {head.status}" if verdict == "next_rung" else f"a {head.status} that is no answer"
+        wait_s = retry_after_s(headers)
+        return self._move_on(rung, f"http_{head.status}", what, falls=falls, retry_after_s=wait_s)
 
     def _whole(self, rung: Rung, body: bytes, label: Label) -> bool:
         try:
             commands, usage = self._face.whole(body, label, self._headers(rung))
         except ValueError as exc:
-            return self._move_on(rung, "malformed", f"a 200 that is no answer: {exc}")
+            message = f"a 200 that is no answer: {exc}"
+            return self._move_on(rung, "malformed", message, falls=not self._policy.strict)
         self._do += commands
         self._answered_by(rung)
         self._complete(usage)
@@ -225,10 +249,11 @@ class Chain:
 
     # The rung that answers, until its end
 
-    def _relay(self, rung: Rung, label: Label) -> Trying:
-        relay = self._face.relay(label)
+    def _relay(self, rung: Rung, label: Label, choices: int) -> Trying:
+        relay = self._face.relay(label, choices)
         if relay is None or self._opened is None:
-            return self._move_on(rung, "malformed", "a stream where one answer was asked for")
+            message = "a stream where one answer was asked for"
+            return self._move_on(rung, "malformed", message, falls=not self._policy.strict)
         self._answered_by(rung)
         self._do += [*self._face.begin(self._headers(rung)), Relay(self._opened, relay)]
         relay.fed_at = self._now
@@ -240,7 +265,7 @@ class Chain:
                     patience_s = self._clocks.finish_s
                 case Event(event=Finished(usage)):
                     return self._end_stream(relay, usage)
-                case Event(event=FailedInBand(message)):
+                case Event(event=FailedInBand(message=message)):
                     return self._cut(rung, relay, "in_band_error", message)
                 case Lost() | Alarm() if relay.is_finished and not relay.is_blocked:
                     return self._end_stream(relay, relay.usage, DONE)
@@ -254,14 +279,17 @@ class Chain:
                     pass
 
     def _end_stream(self, relay: StreamRelay, usage: Json | None, rest: bytes = b"") -> bool:
-        self.report.chunks = relay.chunks
+        self._note(relay)
         self._close()
         self._do.append(End(rest))
         self._complete(usage)
         return True
 
+    def _note(self, relay: StreamRelay) -> None:
+        self.report.chunks, self.report.malformed = relay.chunks, relay.malformed
+
     def _cut(self, rung: Rung, relay: StreamRelay, reason: str, message: str) -> bool:
-        self.report.chunks = relay.chunks
+        self._note(relay)
         self._close()
         self._fail(rung, reason, message)
         what = f"the answer broke off: backend {rung.backend.name!r}: {message}"
@@ -278,7 +306,8 @@ class Chain:
             "truncated": head.headers.get("x-sive-truncated") == "1",
             "dropped": dropped,
         }
-        return Label(None if rung.is_degraded else self._model.name, said)
+        keeps_name = rung.is_degraded or self._policy.strict
+        return Label(None if keeps_name else self._model.name, said)
 
     def _headers(self, rung: Rung | None) -> dict[str, str]:
         headers = {"x-request-id": self._call.request_id, "x-sive-attempts": str(self.report.attempts)}
@@ -287,9 +316,10 @@ class Chain:
             headers["x-sive-degraded"] = "true" if rung.is_degraded else "false"
         return headers
 
-    def _say_error(self, rung: Rung | None, status: int, payload: Json, **headers: str) -> None:
-        extra = {name.replace("_", "-"): value for name, value in headers.items()}
-        self._do += self._face.error(status, payload, self._headers(rung) | extra)
+    def _say_error(
+        self, rung: Rung | None, status: int, payload: Json, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        self._do += self._face.error(status, payload, {**self._headers(rung), **headers})
         self.report.status = status
         if rung is not None:
             self.report.backend, self.report.is_degraded = rung.backend.name, rung.is_degraded
@@ -297,9 +327,8 @@ class Chain:
     def _give_up(self) -> None:
         failures = self.report.failures
         if self._is_too_long_for_all():
-            reads = max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
-            message = f"This model's maximum context length is {reads} tokens; your request is longer."
             code = "context_length_exceeded"
+            message = self._too_long or self._longest_context()
             self._say_error(None, 400, error(message, type="invalid_request_error", code=code))
             return
         whys = "; ".join(f"{failure.backend}: {failure.message}" for failure in failures)
@@ -308,7 +337,11 @@ class Chain:
         wait_s = math.ceil(min(waits, default=DEFAULT_RETRY_AFTER_S))
         payload = error(message, type="server_error", code="no_backend")
         # The SDKs' own retries would only knock again at doors that were just tried.
-        self._say_error(None, 503, payload, retry_after=str(max(1, wait_s)), x_should_retry="false")
+        self._say_error(None, 503, payload, {"retry-after": str(max(1, wait_s)), "x-should-retry": "false"})
+
+    def _longest_context(self) -> str:
+        reads = max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
+        return f"This model's maximum context length is {reads} tokens; your request is longer."
 
     def _is_too_long_for_all(self) -> bool:
         reasons = {failure.reason for failure in self.report.failures} - {"degraded"}
@@ -370,6 +403,8 @@ class Chain:
             self._now = incoming.at
             if isinstance(incoming, CallerLeft):
                 raise _CallerIsGoneError
+            if isinstance(incoming, Head | Event | Lost) and incoming.id != self._opened:
+                continue  # of an attempt that is over
             if not (isinstance(incoming, Alarm) and waits_for_head and incoming.at < until):
                 return incoming
             self._beat_at = incoming.at + self._clocks.head_s

@@ -27,7 +27,7 @@ from sive.events import (
     Step,
     Whole,
 )
-from sive.relay import FailedInBand, Finished, StreamRelay, has_token, in_band_error
+from sive.relay import FailedInBand, Finished, StreamRelay, has_token, is_error
 from sive.wires import Wire, WireRequest, WireResponse
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Driver:
         finally:
             for attempt in self._attempts.values():
                 attempt.close()
+            self._attempts.clear()  # they hold this driver in turn
 
     async def _do(self, step: Step) -> bool:
         """Run a step's commands; False when there is nothing to wait for."""
@@ -99,7 +100,7 @@ class Driver:
         return step.until is not None
 
     async def _next(self, until: float | None) -> Incoming:
-        while not self._inbox:
+        while not self._drop_stale():
             self._wake = self._loop.create_future()
             timer = None if until is None else self._loop.call_at(until, self._alarm)
             try:
@@ -109,6 +110,15 @@ class Driver:
                 if timer is not None:
                     timer.cancel()
         return self._inbox.popleft()
+
+    def _drop_stale(self) -> bool:
+        """Is there an event? Those of attempts that were closed meanwhile are nobody's news."""
+        while self._inbox:
+            first = self._inbox[0]
+            if not isinstance(first, Head | Event | Lost) or first.id in self._attempts:
+                return True
+            self._inbox.popleft()
+        return False
 
     def _alarm(self) -> None:
         self._put(Alarm(self._loop.time()))
@@ -227,9 +237,10 @@ def _first_said(whole: bytes) -> First | None:
         try:
             data = sse.read(one)
             chunk = data.json() if data is not None and not data.is_done else {}
+            is_first = is_error(chunk) or has_token(chunk)
         except ValueError:
-            continue  # malformed events are skipped; the relay counts them
-        if has_token(chunk) or in_band_error(chunk):
+            continue  # malformed events are skipped; the relay counts them, if this stream wins
+        if is_first:
             return First(chunk)
     return None
 

@@ -5,7 +5,7 @@ from typing import Protocol
 from sive.calls import Call
 from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
-from sive.relay import Label, StreamRelay, merged
+from sive.relay import Label, StreamRelay, finish_reasons, is_error, merged
 
 WAITING = b": waiting\n\n"
 
@@ -16,7 +16,7 @@ class Face(Protocol):
     def heartbeat(self, headers: dict[str, str]) -> list[Command]:
         """Show the caller that somebody is working on it."""
 
-    def relay(self, label: Label) -> StreamRelay | None:
+    def relay(self, label: Label, choices: int) -> StreamRelay | None:
         """What an answer's chunks pass through; None when this face takes whole answers."""
 
     def begin(self, headers: dict[str, str]) -> list[Command]:
@@ -44,9 +44,9 @@ class StreamFace:
         """A 200 and comments: the callers' and proxies' clocks see life."""
         return [*self.begin(headers), Send(WAITING)]
 
-    def relay(self, label: Label) -> StreamRelay:
+    def relay(self, label: Label, choices: int) -> StreamRelay:
         """What the chunks pass through."""
-        return StreamRelay(label, wants_usage=self._call.wants_usage, choices=self._call.choices)
+        return StreamRelay(label, wants_usage=self._call.wants_usage, choices=choices)
 
     def begin(self, headers: dict[str, str]) -> list[Command]:
         """The head, once."""
@@ -73,7 +73,7 @@ class WholeFace:
         """Nothing: there is no room before the head."""
         return []
 
-    def relay(self, label: Label) -> None:
+    def relay(self, label: Label, choices: int) -> None:
         """Whole answers are not relayed."""
 
     def begin(self, headers: dict[str, str]) -> list[Command]:
@@ -83,17 +83,23 @@ class WholeFace:
     def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
         """The backend's answer under the caller's name for the model, and who spoke."""
         answer = loads(body)
-        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            raise ValueError("a JSON object without choices")
+        if not isinstance(answer, dict) or is_error(answer) or not answer.get("choices"):
+            raise ValueError("no JSON object with choices")
+        if "abort" in finish_reasons(answer).values():
+            raise ValueError("the backend aborted it")
         upstream = answer.get("sive")
         answer["sive"] = merged(label.sive, upstream if isinstance(upstream, dict) else {})
         if label.model is not None:
             answer["model"] = label.model
-        return _json(200, dumps(answer), headers), answer.get("usage")
+        return _json(200, dumps(answer), headers), _object(answer.get("usage"))
 
     def error(self, status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
         """An honest status."""
         return _json(status, dumps(payload), headers)
+
+
+def _object(value: object) -> Json | None:
+    return value if isinstance(value, dict) else None
 
 
 def _json(status: int, body: bytes, headers: dict[str, str]) -> list[Command]:

@@ -1,18 +1,21 @@
 """What the outcome of an attempt means: pure decisions, the numbers beside them."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sive.errors import Why
 from sive.protocol import Json, loads
 
-Verdict = Literal["answer", "next_rung", "callers_answer", "too_long"]
-"""``answer``: relay it. ``next_rung``: somebody else may do better. ``callers_answer``: the error is the
-caller's own and goes back as it came. ``too_long``: only a rung with more context can help."""
+Verdict = Literal["answer", "no_answer", "next_rung", "callers_answer", "too_long"]
+"""``answer``: relay it. ``no_answer``: a success that is none. ``next_rung``: somebody else may do better.
+``callers_answer``: the error is the caller's own and goes back as it came. ``too_long``: only a rung with
+more context can help."""
 
 NEXT_RUNG_STATUSES = frozenset({401, 402, 403, 404, 408, 425, 429})
 LOST_IN_STRICT = frozenset[Why]({"refused", "dns", "tls", "timeout", "reset", "reset_reused", "eof"})
 STATUSES_IN_STRICT = frozenset({502, 503, 504})
+MAX_RETRY_AFTER_S = 3600.0
 CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "context length", "context window")
 BACKEND_WORDS = ("model_not_supported", "not supported by any provider")
 
@@ -46,8 +49,8 @@ class Policy:
 
     def judge(self, status: int, headers: dict[str, str], body: bytes) -> Verdict:
         """What a complete reply means; ``headers`` by lower-case name."""
-        if status == 200:
-            return "answer" if _looks_like_json(headers, body) else "next_rung"
+        if status < 400:
+            return "answer" if status == 200 and _looks_like_json(headers, body) else "no_answer"
         if self.strict:
             return "next_rung" if status in STATUSES_IN_STRICT else "callers_answer"
         if status >= 500 or status in NEXT_RUNG_STATUSES or not _looks_like_json(headers, body):
@@ -75,14 +78,15 @@ def error_text(body: bytes) -> str:
     except ValueError:
         return ""
     error: Json | str = payload.get("error", payload) if isinstance(payload, dict) else {}
-    if isinstance(error, str):
-        return error.lower()
+    if not isinstance(error, dict):
+        return str(error or "").lower()
     return f"{error.get('code')} {error.get('message')} {error.get('type')}".lower()
 
 
 def retry_after_s(headers: dict[str, str]) -> float | None:
-    """Seconds that a reply asks to wait; HTTP dates are not used by any host we know and give None."""
+    """Seconds that a reply asks to wait, an hour at most; dates are used by no host we know and give None."""
     try:
-        return max(0.0, float(headers["retry-after"]))
+        seconds = float(headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None

@@ -22,8 +22,8 @@ SSE_HEADERS = {
 
 
 def dumps(value: Any) -> bytes:
-    """JSON bytes: compact, UTF-8."""
-    return pydantic_core.to_json(value)
+    """JSON bytes: compact, UTF-8; a number too large to be one (``1e999``) becomes null."""
+    return pydantic_core.to_json(value, inf_nan_mode="null")
 
 
 def loads(data: bytes | str) -> Any:

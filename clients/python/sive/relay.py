@@ -28,6 +28,9 @@ class Finishing:
 
 Happening = Finished | FailedInBand | Finishing
 
+ERROR_IN_BAND = "an error in its stream"
+"""All that callers hear of one: what backends write there may hold addresses and keys."""
+
 CUT_SHORT = "the answer ended without a finish_reason"
 
 
@@ -47,8 +50,8 @@ class StreamRelay:
     """The stream of one backend on its way to the caller: ``feed`` bytes, send what comes back.
 
     Whole events that only carry text go on untouched, at 1-2 µs a chunk. ``take`` says when the state
-    changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is the time of the last bytes,
-    ``is_blocked`` says that the caller is slow to take them, ``chunks`` counts the events with data.
+    changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is the time of the last chunk,
+    ``is_blocked`` says that the caller is slow to take them, ``chunks`` and ``malformed`` count events.
     """
 
     def __init__(self, label: Label, *, wants_usage: bool, choices: int = 1) -> None:
@@ -56,7 +59,9 @@ class StreamRelay:
         self.fed_at = 0.0
         self.is_blocked = False
         self.chunks = 0
-        self._unfinished = set(range(choices))
+        self.malformed = 0
+        self._choices = choices
+        self._finished: set[int] = set()
         self._label = label
         self._wants_usage = wants_usage
         self._splitter = sse.Splitter()
@@ -66,19 +71,23 @@ class StreamRelay:
 
     def feed(self, raw: bytes, at: float) -> bytes:
         """Return the bytes for the caller."""
-        self.fed_at = at
         whole = self._splitter.feed(raw)
         if not whole:
             return b""
-        if not self._first and _is_plain(whole):
-            self.chunks += whole.count(b"data: ")
-            return whole.replace(*self._rename) if self._rename else whole
-        return b"".join(self._slow(whole))
+        before = self.chunks
+        if not self._first and (events := _plain_events(whole)):
+            self.chunks += events
+            out = whole.replace(*self._rename) if self._rename else whole
+        else:
+            out = b"".join(self._slow(whole))
+        if self.chunks > before:  # a backend that only sends comments is as silent as one that sends nothing
+            self.fed_at = at
+        return out
 
     @property
     def is_finished(self) -> bool:
         """Has every choice its finish_reason?"""
-        return not self._unfinished
+        return len(self._finished) >= self._choices
 
     @property
     def usage(self) -> Json | None:
@@ -104,39 +113,42 @@ class StreamRelay:
             if data is None:
                 return raw
             if data.is_done:
-                self._happening = Finished(self._usage) if self.is_finished else FailedInBand(CUT_SHORT)
-                return DONE if self.is_finished else b""
-            chunk = data.json()
+                # A backend that ignores `n` ends with fewer choices than were asked for.
+                self._happening = Finished(self._usage) if self._finished else FailedInBand(CUT_SHORT)
+                return DONE if self._finished else b""
+            return self._chunk(raw, data.json())
         except ValueError:
-            return b""  # a malformed event is skipped: what follows may still be whole
-        return self._chunk(raw, chunk)
+            self.malformed += 1
+            return b""  # what follows may still be whole
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
-        self.chunks += 1
-        if message := in_band_error(chunk):
-            self._happening = FailedInBand(message)
+        if is_error(chunk):
+            self._happening = FailedInBand(ERROR_IN_BAND)
             return b""
-        if isinstance(chunk.get("usage"), dict):
-            self._usage = chunk["usage"]
+        finished = finish_reasons(chunk)
+        self.chunks += 1
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._usage = usage
             if not chunk.get("choices"):
                 return self._renamed(chunk) if self._wants_usage else b""
-        finished = finish_reasons(chunk)
         if "abort" in finished.values():
             self._happening = FailedInBand("the backend aborted the answer")
             return b""
         if finished:
-            self._unfinished -= finished.keys()
+            self._finished |= finished.keys()
             self._happening = Finishing() if self.is_finished else None
-        if self._first or finished:
-            return self._labelled(raw, chunk)
+        if self._first or finished or (usage and not self._wants_usage):
+            return self._labelled(raw, chunk, is_last=bool(finished))
         return raw.replace(*self._rename) if self._rename else raw
 
-    def _labelled(self, raw: bytes, chunk: Json) -> bytes:
+    def _labelled(self, raw: bytes, chunk: Json, *, is_last: bool) -> bytes:
+        if self._first or is_last:
+            upstream = chunk.get("sive")
+            chunk["sive"] = merged(self._label.sive, upstream if isinstance(upstream, dict) else {})
         if self._first:
             self._first = False
             self._rename = _renaming(raw, chunk, self._label.model)
-        upstream = chunk.get("sive")
-        chunk["sive"] = merged(self._label.sive, upstream if isinstance(upstream, dict) else {})
         if not self._wants_usage:
             chunk.pop("usage", None)
         return self._renamed(chunk)
@@ -147,18 +159,24 @@ class StreamRelay:
         return event(chunk)
 
 
-def _is_plain(whole: bytes) -> bool:
-    """Do all these events carry text and nothing that changes state?
+def _plain_events(whole: bytes) -> int:
+    """How many events these are, when all of them carry text and nothing that changes state; else 0.
 
     Inside JSON strings every quote is escaped, so these markers can only be keys.
     """
-    events = whole.count(b"\ndata: ") + whole.startswith(b"data: ")
-    return (
-        whole.count(b'"finish_reason":null') == events
+    events = whole.count(b"\n\n")
+    is_plain = (
+        whole.startswith(b"data: {")
+        and whole.count(b"\n\ndata: {") == events - 1
+        and whole.count(b"}\n\n") == events
+        and whole.count(b'"choices":[{') == events
+        and whole.count(b'"finish_reason"') == whole.count(b'"finish_reason":null')
+        and whole.count(b'"usage"') == whole.count(b'"usage":null')
         and b'"error"' not in whole
+        and b"[DONE]" not in whole
         and b"\r" not in whole
-        and b'"usage":{' not in whole
     )
+    return events if is_plain else 0
 
 
 def _renaming(raw: bytes, chunk: Json, model: str | None) -> tuple[bytes, bytes] | None:
@@ -174,35 +192,59 @@ def _renaming(raw: bytes, chunk: Json, model: str | None) -> tuple[bytes, bytes]
 
 
 def merged(ours: Json, theirs: Json) -> Json:
-    """Our ``sive`` object, keeping what a sive further up dropped or truncated."""
+    """Our ``sive`` object, keeping what a sive further up says of its answer."""
     both = dict(ours)
-    if theirs.get("truncated"):
-        both["truncated"] = True
-    if dropped := [*ours.get("dropped", ()), *theirs.get("dropped", ())]:
-        both["dropped"] = sorted(set(dropped))
+    for mark in ("degraded", "truncated"):
+        if theirs.get(mark) is True:
+            both[mark] = True
+    names = theirs.get("dropped")
+    if isinstance(names, list):
+        both["dropped"] = sorted(
+            {*ours.get("dropped", ()), *(name for name in names if isinstance(name, str))}
+        )
     return both
 
 
-def in_band_error(chunk: Json) -> str | None:
-    """The message of an error inside a 200 stream."""
-    error: Any = chunk.get("error")
-    if not error:
-        return None
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+def is_error(chunk: Json) -> bool:
+    """Is this an error inside a 200 stream?"""
+    return bool(chunk.get("error"))
 
 
 def finish_reasons(chunk: Json) -> dict[int, str]:
-    """The finish_reason of each choice that ends in this chunk, by its index."""
-    choices = [choice for choice in chunk.get("choices") or () if isinstance(choice, dict)]
-    return {int(c.get("index", 0)): str(c["finish_reason"]) for c in choices if c.get("finish_reason")}
+    """The finish_reason of each choice that ends in this chunk, by its index.
+
+    Raises:
+        ValueError: the chunk has another shape than OpenAI's.
+    """
+    finished = {}
+    for choice in _choices(chunk):
+        if reason := choice.get("finish_reason"):
+            index = choice.get("index", 0)
+            if not isinstance(index, int):
+                raise ValueError("a choice without an index")
+            finished[index] = str(reason)
+    return finished
 
 
 def has_token(chunk: Json) -> bool:
-    """Is this an answer, rather than the role or an empty beginning?"""
-    return any(_says_something(choice) for choice in chunk.get("choices") or () if isinstance(choice, dict))
+    """Is this an answer, rather than the role or an empty beginning?
+
+    Raises:
+        ValueError: the chunk has another shape than OpenAI's.
+    """
+    return any(_says_something(choice) for choice in _choices(chunk))
+
+
+def _choices(chunk: Json) -> list[Json]:
+    choices: Any = chunk.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ValueError("choices are no list of objects")
+    return choices
 
 
 def _says_something(choice: Json) -> bool:
     delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        raise ValueError("a delta that is no object")
     said = any(value for key, value in delta.items() if key != "role")
     return bool(said or choice.get("text") or choice.get("finish_reason"))

@@ -26,13 +26,17 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A served model and its ordered rungs; ``parent`` is its base model when it is an adapter."""
+    """A served model and its ordered rungs; ``parent`` is its base model when it is an adapter.
+
+    ``lets_upstream_degrade``: there is no other voice here, so a sive further up may use its own.
+    """
 
     name: str
     rungs: tuple[Rung, ...]
     weights: str | None = None
     parent: str | None = None
     refuses_degraded: bool = False
+    lets_upstream_degrade: bool = False
     system_prompt: str | None = None
 
 
@@ -60,14 +64,13 @@ def request_for(call: Call, model: Model, rung: Rung) -> tuple[Request, list[str
     if prompt and call.endpoint == "chat/completions" and not _has_system_message(body):
         body["messages"] = [{"role": "system", "content": prompt}, *body["messages"]]
     # A sive never degrades for another sive: only the outermost one falls back to another voice.
-    headers = {
-        "x-sive-require": "adapter",
-        "x-sive-hop": str(call.hop + 1),
-        "x-request-id": call.request_id,
-    }
+    headers = {"x-sive-hop": str(call.hop + 1), "x-request-id": call.request_id}
+    if not model.lets_upstream_degrade or call.requires_adapter:
+        headers["x-sive-require"] = "adapter"
     if rung.backend.is_local and rung.is_degraded:
         headers["x-sive-truncate"] = "1"
-    return Request(call.endpoint, body, call.stream, headers), _said(call.body, dropped)
+    choices = call.prompts * (body.get("n") or 1)
+    return Request(call.endpoint, body, call.stream, headers, choices), _said(call.body, dropped)
 
 
 def _said(body: Json, dropped: list[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """The shim: the chain inside the caller's Python. Decides which route a request of the SDK takes."""
 
 import asyncio
-import weakref
 from dataclasses import replace
 
 import httpx2
@@ -41,7 +40,7 @@ class Shim:
         self._uses_routes = loaded.path is not None or not has_host
         self._local: LocalModel | None = describe_local(self._settings.local)
         self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
-        self._wires: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Wires] = weakref.WeakKeyDictionary()
+        self._wires: dict[asyncio.AbstractEventLoop, Wires] = {}
 
     def endpoint(self, request: httpx2.Request) -> Endpoint | None:
         """Which of the chain's endpoints this is; None for all that goes to the host as it is."""
@@ -49,6 +48,13 @@ class Shim:
             return None
         matches = (end for path, end in _ENDPOINTS.items() if request.url.path.endswith(path))
         return next(matches, None)
+
+    def own_page(self, request: httpx2.Request) -> httpx2.Response | None:
+        """The list of models, where no host has one."""
+        if self._has_host or request.method != "GET" or not request.url.path.endswith("/models"):
+            return None
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "sive"} for name in self._table]
+        return httpx2.Response(200, json={"object": "list", "data": models}, request=request)
 
     def chain(self, endpoint: Endpoint, request: httpx2.Request, body: bytes, *, now: float) -> Chain:
         """The chain of one request.
@@ -82,16 +88,19 @@ class Shim:
         return self._host_first(call, request), Policy(_within(Clocks(), read_s), strict=True)
 
     def _host_first(self, call: Call, request: httpx2.Request) -> Model:
-        url = str(request.url).split("?")[0].removesuffix(call.endpoint)
+        url, _, query = str(request.url).partition("?")
+        url = url.removesuffix(call.endpoint)
         headers = {name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON}
-        host = OpenAIBackend("host", url, headers=headers)
+        host = OpenAIBackend("host", url, headers=headers, query=query)
         rungs = [Rung(host, call.model, "the SDK's base_url")]
         if self._local is not None:
             rungs.append(replace(local_rung(self._local), is_degraded=True))
-        return Model(call.model, tuple(rungs))
+        return Model(call.model, tuple(rungs), lets_upstream_degrade=len(rungs) == 1)
 
     def _loop_wires(self) -> Wires:
         loop = asyncio.get_running_loop()
+        for closed in [other for other in self._wires if other.is_closed()]:
+            del self._wires[closed]
         wires = self._wires.get(loop)
         if wires is None:
             wires = self._wires[loop] = {

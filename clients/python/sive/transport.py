@@ -27,12 +27,14 @@ class _Mailbox:
         self.loop = asyncio.get_running_loop()
         self.head: Future[Answer] = Future()
         self.pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        self.has_ended = False
         self._waiting_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
-        self.head.set_result((status, headers))
+        if not self.head.done():  # else the caller was cancelled while waiting for it
+            self.head.set_result((status, headers))
 
     async def send(self, data: bytes) -> None:
         await self._room.wait()
@@ -44,6 +46,7 @@ class _Mailbox:
     async def end(self, data: bytes) -> None:
         if data:
             self.put(data)
+        self.has_ended = True
         self.put(None)
 
     def put(self, piece: Piece) -> None:
@@ -81,9 +84,11 @@ class _AsyncMailbox(_Mailbox):
 async def _run(driver: Driver, mailbox: _Mailbox) -> None:
     try:
         await driver.run()
-    except BaseException as exc:
+    except Exception as exc:  # the outermost frame of a task: the caller's thread is told, nobody else asks
         mailbox.fail(exc)
-        raise
+    finally:
+        if not mailbox.has_ended:  # whoever still reads must not wait for ever, nor take this for the end
+            mailbox.fail(httpx2.ReadError("the stream was closed"))
 
 
 def _refusal(problem: RequestError, request: httpx2.Request) -> httpx2.Response:
@@ -96,13 +101,13 @@ class AsyncSiveTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
-        self._host = httpx2.AsyncHTTPTransport()
+        self._host = httpx2.AsyncClient(timeout=None)  # a client, not a transport: it knows HTTPS_PROXY
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer through the chain, or pass the request to the host."""
         endpoint = self._shim.endpoint(request)
         if endpoint is None:
-            return await self._host.handle_async_request(request)
+            return self._shim.own_page(request) or await self._host.send(request, stream=True)
         mailbox = _AsyncMailbox()
         try:
             chain = self._shim.chain(endpoint, request, await request.aread(), now=mailbox.loop.time())
@@ -146,13 +151,13 @@ class SiveTransport(httpx2.BaseTransport):
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
-        self._host = httpx2.HTTPTransport()
+        self._host = httpx2.Client(timeout=None)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer through the chain, or pass the request to the host."""
         endpoint = self._shim.endpoint(request)
         if endpoint is None:
-            return self._host.handle_request(request)
+            return self._shim.own_page(request) or self._host.send(request, stream=True)
         thread = LoopThread.shared()
         try:
             body = thread.submit(self._start(endpoint, request, request.read())).result()

@@ -1,7 +1,7 @@
 """The commands, each importing what it needs when it runs: `sive --help` is quick."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from sive.errors import SiveError
@@ -50,7 +50,7 @@ def serve(
     adapters: Annotated[
         Path | None, typer.Option(help="An adapters.toml for the engine.", show_default=False)
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
 ) -> None:
     """Serve an OpenAI-compatible endpoint; with no configuration it answers from this CPU."""
     from sive_serve.cli.serve import serve as run_server

@@ -44,13 +44,14 @@ class _Conversation:
     def run(self, where: str) -> None:
         self._console.print(f"{self._model}, through {where}. Ctrl-D leaves.", style="dim")
         for line in _lines():
+            before = len(self._messages)
             self._messages.append({"role": "user", "content": line})
             try:
                 self._answer()
             except KeyboardInterrupt:
                 self._console.print(" (stopped)", style="dim")
             except openai.APIError as exc:
-                self._messages.pop()
+                del self._messages[before:]
                 self._console.print(f"\n{exc.message}", style="red", markup=False)
         self._console.print()
 

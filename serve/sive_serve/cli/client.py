@@ -7,6 +7,7 @@ import httpx2
 from sive.config import Settings, load
 
 PROBE_S = 1.0
+LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,11 @@ class Target:
 
     url: str
     api_key: str
+
+    @property
+    def is_near(self) -> bool:
+        """Is it on this machine, where no proxy can reach it?"""
+        return self.url.startswith(LOOPBACK)
 
 
 def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
@@ -27,12 +33,16 @@ def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
 
 
 def _own_url(settings: Settings) -> str:
-    return f"http://127.0.0.1:{settings.gateway.port}"
+    host = settings.gateway.host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - listening everywhere is listening here
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway.port}"
 
 
 def is_up(found: Target) -> bool:
     """Does a sive answer there?"""
     try:
-        return bool(httpx2.get(f"{found.url}/health", timeout=PROBE_S).json() == {"status": "ok"})
-    except (httpx2.HTTPError, ValueError):
+        reply = httpx2.get(f"{found.url}/health", timeout=PROBE_S, trust_env=not found.is_near)
+        return bool(reply.json() == {"status": "ok"})
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError):
         return False

@@ -1,13 +1,18 @@
 """`sive config`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, SecretStr
+from pydantic import AnyHttpUrl, BaseModel, SecretStr
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sive.config import load
+
+MASK = "********"
+SECRET = re.compile(r"(api[_-]?key|token|secret|password)s?$")
 
 
 def show(config: Path | None) -> None:
@@ -17,7 +22,8 @@ def show(config: Path | None) -> None:
     console.print(f"configuration: {loaded.path or 'none found, the packaged defaults'}", markup=False)
     table = Table("key", "value", "from")
     for key, value in _leaves(loaded.settings, ""):
-        table.add_row(key, _shown(value), loaded.sources.get(key, "default"))
+        shown = MASK if SECRET.search(key) and value else _shown(value)
+        table.add_row(Text(key), Text(shown), Text(loaded.sources.get(key, "default")))
     console.print(table)
 
 
@@ -40,7 +46,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, SecretStr) or (
         isinstance(value, tuple) and any(isinstance(v, SecretStr) for v in value)
     ):
-        return "********"
+        return MASK
+    if isinstance(value, AnyHttpUrl):
+        return str(value).replace(f"{value.username}:{value.password}@" if value.password else "", "")
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sive.errors import SiveError
 
 from sive_serve.cli.client import target
@@ -20,12 +21,15 @@ def status(*, url: str | None, api_key: str | None, config: Path | None) -> None
     found = target(url, api_key, config)
     try:
         reply = httpx2.get(
-            f"{found.url}/status", headers={"authorization": f"Bearer {found.api_key}"}, timeout=5
+            f"{found.url}/status",
+            headers={"authorization": f"Bearer {found.api_key}"},
+            timeout=5,
+            trust_env=not found.is_near,
         )
         said: dict[str, Any] = reply.raise_for_status().json()
     except httpx2.HTTPStatusError as exc:
         raise SiveError(f"{found.url} answered HTTP {exc.response.status_code}: is --api-key right?") from exc
-    except (httpx2.HTTPError, ValueError) as exc:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as exc:
         raise SiveError(
             f"no sive answers at {found.url}: start one with `sive serve`, or name it with --url"
         ) from exc
@@ -45,7 +49,8 @@ def _show(said: dict[str, Any], url: str) -> None:
     for name, model in said["models"].items():
         for rung in model["rungs"]:
             state = "ready" if rung["ready"] else rung["resting"]
-            table.add_row(name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung))
+            row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung))
+            table.add_row(*map(Text, row))
             name = ""
     console.print(table)
 

@@ -14,12 +14,16 @@ Translate = Callable[[bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An OpenAI request on its way to one rung: its model name, system prompt and fields are the rung's."""
+    """An OpenAI request on its way to one rung: its model name, system prompt and fields are the rung's.
+
+    ``choices``: how many answers it asks for.
+    """
 
     endpoint: Endpoint
     body: Json
     stream: bool
     headers: dict[str, str]
+    choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,10 @@ cannot seed one request)."""
 
 @dataclass(frozen=True, slots=True)
 class OpenAIBackend:
-    """A backend that needs no translation. ``url`` ends in ``/v1`` or whatever stands in its place."""
+    """A backend that needs no translation. ``url`` ends in ``/v1`` or whatever stands in its place.
+
+    ``query``: sent along with every request.
+    """
 
     name: str
     url: str
@@ -80,6 +83,7 @@ class OpenAIBackend:
     wire: WireName = "http"
     is_local: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    query: str = ""
 
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""
@@ -87,6 +91,6 @@ class OpenAIBackend:
         headers = {**JSON_HEADERS, "accept-encoding": "identity", **self.headers, **request.headers}
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
-        url = f"{self.url.rstrip('/')}/{request.endpoint}"
+        url = f"{self.url.rstrip('/')}/{request.endpoint}" + (f"?{self.query}" if self.query else "")
         yield WireRequest("POST", url, headers, dumps(request.body))
         return None

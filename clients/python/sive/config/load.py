@@ -117,11 +117,13 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple
         "IA_MODEL": "environment.ia_model",
     }
     said: dict[str, tuple[Any, str]] = {
-        key: (environ[name], name) for name, key in names.items() if environ.get(name)
+        key: (environ[name].strip(), name) for name, key in names.items() if environ.get(name, "").strip()
     }
     if environ.get("SIVE_OFFLINE", "").lower() in TRUE:
         said["environment.offline"] = (True, "SIVE_OFFLINE")
-    keys_env = tree.get("gateway", {}).get("api_keys_env", "SIVE_API_KEYS")
+    gateway = tree.get("gateway")
+    named = gateway.get("api_keys_env") if isinstance(gateway, dict) else None
+    keys_env = named if isinstance(named, str) else "SIVE_API_KEYS"
     if keys := [key.strip() for key in environ.get(keys_env, "").split(",") if key.strip()]:
         said["gateway.api_keys"] = (keys, keys_env)
     if cache := environ.get("XDG_CACHE_HOME"):
@@ -143,12 +145,15 @@ def _lay_over(tree: Tree, sources: dict[str, str], said: Mapping[str, tuple[Any,
 
 def _has(tree: Tree, key: str) -> bool:
     section, _, name = key.partition(".")
-    return name in tree.get(section, {})
+    found = tree.get(section)
+    return isinstance(found, dict) and name in found
 
 
 def _leaves(tree: Tree, prefix: str = "") -> list[str]:
     leaves: list[str] = []
     for name, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(number): one for number, one in enumerate(value)}
         leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
     return leaves
 
@@ -176,9 +181,8 @@ def _told(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    shown = (
-        "" if "key" in location[-1:] or isinstance(error["input"], dict) else f" (it is {error['input']!r})"
-    )
+    is_secret = any("key" in part or "token" in part for part in location)
+    shown = "" if is_secret or isinstance(error["input"], dict) else f" (it is {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
 
 
@@ -206,9 +210,9 @@ def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[
         if name is None:
             backends.append(backend)
             continue
-        if not environ.get(name):
+        if not environ.get(name, "").strip():
             raise ConfigError(f"backend {backend.name!r}: its key is to come from {name}, which is not set")
-        backends.append(backend.model_copy(update={"api_key": SecretStr(environ[name])}))
+        backends.append(backend.model_copy(update={"api_key": SecretStr(environ[name].strip())}))
         sources[f"backend.{number}.api_key"] = name
     return settings.model_copy(update={"backend": tuple(backends)})
 

@@ -2,11 +2,24 @@
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
 from sive.errors import LostError, Why
 from sive.wires import KEEPALIVE_S, WireRequest
+
+
+@lru_cache(maxsize=256)
+def _proxy(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY and its kin name for a host.
+
+    aiohttp's own ``trust_env`` would also read ~/.netrc, and send what it finds there to backends.
+    """
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 class AiohttpWire:
@@ -22,7 +35,6 @@ class AiohttpWire:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
             skip_auto_headers=("User-Agent", "Accept"),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
             read_bufsize=2**18,
         )
 
@@ -39,6 +51,7 @@ class AiohttpWire:
                 data=request.body or None,
                 headers=request.headers,
                 allow_redirects=False,
+                proxy=_proxy(request.url),
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
             raise _lost(exc) from exc

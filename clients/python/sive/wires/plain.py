@@ -5,8 +5,9 @@ aiohttp's.
 """
 
 import asyncio
+import re
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
@@ -22,12 +23,15 @@ HIGH_WATER_BYTES = 262_144
 
 Address = tuple[str, int]
 
+_FORBIDDEN = re.compile(r"[\r\n\0]")
+
 
 class PlainWire:
     """A pool of connections per host; ``connect_s`` is how long a TCP handshake may take."""
 
     def __init__(self, *, connect_s: float = 3) -> None:
         self._connect_s = connect_s
+        self._is_closed = False
         self._idle: defaultdict[Address, deque[_Connection]] = defaultdict(deque)
 
     async def open(self, request: WireRequest) -> "_Reply":
@@ -37,6 +41,8 @@ class PlainWire:
             LostError: no head came.
         """
         address, target, host = _parts(request.url)
+        if any(_FORBIDDEN.search(value) for value in request.headers.values()):
+            raise LostError("malformed", "a header value with a line break: is a key's last character one?")
         connection = self._reusable(address) or await self._connect(address)
         head = [
             f"{request.method} {target} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(request.body)}\r\n"
@@ -53,7 +59,8 @@ class PlainWire:
         return _Reply(connection)
 
     async def aclose(self) -> None:
-        """Close idle connections."""
+        """Close idle connections, and those in use when they are given back."""
+        self._is_closed = True
         for address in list(self._idle):
             self._forget(address)
 
@@ -71,7 +78,7 @@ class PlainWire:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._idle[address]), *address
+                    lambda: _Connection(self._take_back(address)), *address
                 )
         except TimeoutError as exc:
             raise LostError("timeout", "connecting") from exc
@@ -79,9 +86,25 @@ class PlainWire:
             raise LostError("dns" if type(exc).__name__ == "gaierror" else "refused", str(exc)) from exc
         return connection
 
+    def _take_back(self, address: Address) -> "Callable[[_Connection], None]":
+        """What a connection calls when its reply was read to the end."""
+
+        def take_back(connection: _Connection) -> None:
+            idle, now = self._idle[address], asyncio.get_running_loop().time()
+            while idle and not (idle[0].is_open and now - idle[0].idle_since < KEEPALIVE_S):
+                idle.popleft().drop()
+            if self._is_closed:
+                connection.drop()
+            else:
+                connection.idle_since = now
+                idle.append(connection)
+
+        return take_back
+
     def _forget(self, address: Address) -> None:
-        for connection in self._idle.pop(address, ()):
-            connection.drop()
+        idle = self._idle[address]
+        while idle:
+            idle.pop().drop()
 
 
 @lru_cache(maxsize=256)
@@ -113,10 +136,10 @@ class _Reply:
 class _Connection(asyncio.Protocol):
     """One connection, and the reply on it: httptools calls the ``on_`` methods."""
 
-    def __init__(self, idle: "deque[_Connection]") -> None:
+    def __init__(self, take_back: "Callable[[_Connection], None]") -> None:
         self.is_open = False
         self.idle_since = 0.0
-        self._idle = idle
+        self._take_back = take_back
         self._uses = 0
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
@@ -130,6 +153,7 @@ class _Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._head_bytes = 0
         self._is_complete = False
+        self._is_surplus = False
         self._keeps_alive = False
         self._ends_with_close = False
         self._lost: LostError | None = None
@@ -177,8 +201,7 @@ class _Connection(asyncio.Protocol):
         """To the pool when its reply was read to the end; else abort."""
         if self._is_complete and self._keeps_alive and self.is_open and not self._body:
             self._reset()
-            self.idle_since = asyncio.get_running_loop().time()
-            self._idle.append(self)
+            self._take_back(self)
         else:
             self.drop()
 
@@ -233,11 +256,20 @@ class _Connection(asyncio.Protocol):
 
     # httptools' side
 
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            self._keeps_alive = False  # a second reply, which nobody asked for
+            self._is_surplus = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_surplus:
+            return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if self._is_surplus:
+            return
         if 100 <= status < 200:
             self.headers = {}
             return
@@ -254,6 +286,8 @@ class _Connection(asyncio.Protocol):
             self._head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
+        if self._is_surplus:
+            return
         self._body.append(body)
         self._waiting_bytes += len(body)
         if self._waiting_bytes > HIGH_WATER_BYTES:

@@ -1,0 +1,1 @@
+"""`make bench`: what sive promises about speed, memory and start, measured; see docs/benchmarks.md."""

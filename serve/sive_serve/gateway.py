@@ -10,13 +10,14 @@ from sive.assemble import EngineModel, EngineParts, build_table, clocks, describ
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, parse, request_id
-from sive.chain import Chain, Report
+from sive.chain import Chain
 from sive.config import Settings
 from sive.drive import Driver
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
 from sive.policy import Policy
 from sive.protocol import Endpoint
+from sive.report import Report
 from sive.routes import Model, Rest, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire

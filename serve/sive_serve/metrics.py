@@ -1,7 +1,7 @@
 """What Prometheus scrapes."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from sive.chain import Report
+from sive.report import Report
 
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)

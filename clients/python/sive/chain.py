@@ -6,11 +6,10 @@ know what became of the request reads ``report`` when it is over.
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 
 from sive.backends import Request
 from sive.calls import Call
-from sive.errors import Why
+from sive.errors import LOST_IN_WORDS
 from sive.events import (
     Alarm,
     CallerLeft,
@@ -29,8 +28,9 @@ from sive.events import (
 )
 from sive.faces import Face
 from sive.policy import Policy, retry_after_s
-from sive.protocol import DONE, Json, error, loads
+from sive.protocol import DONE, Json, error, passed_on
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, StreamRelay, is_error
+from sive.report import Failure, Report
 from sive.routes import Model, Rest, Rung, request_for
 
 MAX_BYTES_PER_TOKEN = 16
@@ -43,55 +43,9 @@ NO_HEADERS: Mapping[str, str] = {}
 HEADERS_OF_ERRORS = ("retry-after", "x-ratelimit-", "x-should-retry")
 """Headers that go back with a caller's own error, by how they begin."""
 
-LOST_IN_WORDS: dict[Why, str] = {
-    "refused": "refused the connection",
-    "dns": "its name was not found",
-    "tls": "its certificate or TLS failed",
-    "timeout": "did not answer in time",
-    "reset": "reset the connection",
-    "reset_reused": "reset the connection",
-    "eof": "closed the connection in the middle",
-    "malformed": "sent what is not HTTP or not an event stream",
-    "too_large": "sent more than is accepted",
-}
-
 Trying = Generator[Step, Incoming, bool]
 """Ends with True when the request is over."""
 Waiting = Generator[Step, Incoming, Incoming]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a rung did not answer: ``reason`` is one word for metrics, ``message`` is for callers."""
-
-    backend: str
-    reason: str
-    message: str
-    retry_after_s: float | None = None
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of a request. Times are the events' own, in seconds.
-
-    ``status``: what the caller got; for a stream that ended in an error event the status of that error.
-    ``malformed``: events that could not be read and were skipped.
-    """
-
-    call: Call
-    started_at: float
-    status: int = 0
-    backend: str = ""
-    is_degraded: bool = False
-    attempts: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    first_token_at: float | None = None
-    ended_at: float | None = None
-    usage: Json | None = None
-    chunks: int = 0
-    malformed: int = 0
-    caller_left: bool = False
-    is_complete: bool = False
 
 
 class _CallerIsGoneError(Exception):
@@ -413,19 +367,3 @@ class Chain:
     @property
     def _answering(self) -> bool:
         return self.report.first_token_at is not None
-
-
-def passed_on(status: int, body: bytes) -> Json:
-    """A backend's error as the caller gets it: as it came, in OpenAI's frame when it had none."""
-    try:
-        payload = loads(body)
-    except ValueError:
-        payload = None
-    if isinstance(payload, dict) and isinstance(payload.get("error"), dict):
-        return payload
-    said = (
-        payload.get("message") or payload.get("error") or payload.get("detail")
-        if isinstance(payload, dict)
-        else ""
-    )
-    return error(str(said or f"the backend answered HTTP {status}"), type="invalid_request_error")

@@ -14,6 +14,19 @@ from typing import Literal
 Why = Literal["refused", "reset", "reset_reused", "eof", "tls", "dns", "timeout", "malformed", "too_large"]
 
 
+LOST_IN_WORDS: dict[Why, str] = {
+    "refused": "refused the connection",
+    "dns": "its name was not found",
+    "tls": "its certificate or TLS failed",
+    "timeout": "did not answer in time",
+    "reset": "reset the connection",
+    "reset_reused": "reset the connection",
+    "eof": "closed the connection in the middle",
+    "malformed": "sent what is not HTTP or not an event stream",
+    "too_large": "sent more than is accepted",
+}
+
+
 class SiveError(Exception):
     """Base of all errors of this project; its text is fit to show to a person."""
 

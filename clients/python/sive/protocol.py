@@ -50,6 +50,22 @@ def error_of(problem: RequestError) -> Json:
     return error(problem.message, type=problem.type, param=problem.param, code=problem.code)
 
 
+def passed_on(status: int, body: bytes) -> Json:
+    """A backend's error as the caller gets it: as it came, in OpenAI's frame when it had none."""
+    try:
+        payload = loads(body)
+    except ValueError:
+        payload = None
+    if isinstance(payload, dict) and isinstance(payload.get("error"), dict):
+        return payload
+    said = (
+        payload.get("message") or payload.get("error") or payload.get("detail")
+        if isinstance(payload, dict)
+        else ""
+    )
+    return error(str(said or f"the backend answered HTTP {status}"), type="invalid_request_error")
+
+
 def new_id(endpoint: Endpoint) -> str:
     """A fresh id for an answer."""
     return ("chatcmpl-" if endpoint == "chat/completions" else "cmpl-") + uuid.uuid4().hex

@@ -183,7 +183,8 @@ class Chain:
         if verdict == "answer":
             return self._whole(rung, body, label)
         if verdict == "too_long":
-            self._too_long = self._too_long or passed_on(head.status, body)["error"]["message"]
+            said = passed_on(head.status, body)["error"].get("message")
+            self._too_long = self._too_long or str(said or "")
             return self._move_on(rung, "context_length", "the request is longer than its context")
         falls = verdict == "next_rung" or not self._policy.strict
         what = f"HTTP {head.status}" if verdict == "next_rung" else f"a {head.status} that is no answer"

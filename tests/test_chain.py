@@ -208,7 +208,9 @@ def test_too_long_without_a_word_is_still_said() -> None:
     """An error that only has a code gets a message."""
     play = Play(rung("pod", context_tokens=10))
     play.refuses(1, 400, b'{"error":{"code":"context_length_exceeded"}}')
-    assert play.error["message"] == "This model's maximum context length is 10 tokens; your request is longer."
+    assert (
+        play.error["message"] == "This model's maximum context length is 10 tokens; your request is longer."
+    )
 
 
 def test_what_plainly_does_not_fit_is_refused_without_asking_anybody() -> None:

@@ -454,6 +454,53 @@ def test_odd_counts_and_lengths_do_not_break_the_books(serve: Serve) -> None:
         assert "Traceback" not in served.output.read_text()
 
 
+def test_a_misspelt_requirement_is_refused(serve: Serve) -> None:
+    """Who asks that nobody else answers must not be misunderstood."""
+    served = serve()
+    body = {"model": "spinoza", "messages": HI}
+    for wanted, status in (("adaptr", 400), ("adapter", 503)):
+        answer = httpx2.post(
+            f"{served.url}/v1/chat/completions", json=body, headers={"x-sive-require": wanted}
+        )
+        assert answer.status_code == status
+    assert "degraded" not in served.get("/metrics").text  # a voice that was not wanted is no failover
+
+
+def test_a_rejected_key_is_said_aloud(serve: Serve) -> None:
+    """The CPU answers, the log warns once and /status tells what the backend did last; no key shows."""
+    with Upstream(upstream.says(401)) as host:
+        served = serve(routed(host, last=LOCAL_LAST))
+        status = served.get("/status").json()["models"]["m"]["rungs"]
+        assert status[0]["last"] == "not asked yet"
+        assert [ask(served).status_code for _ in range(3)] == [200] * 3
+        status = served.get("/status").json()["models"]["m"]["rungs"]
+        assert status[0]["last"].startswith("HTTP 401, ")
+        assert status[1]["last"].startswith("answered, ")
+        assert served.output.read_text().count("is its key right") == 1
+
+
+def test_the_cpu_can_be_switched_off(serve: Serve) -> None:
+    """Without it the packaged philosophers have no rung here, and say so."""
+    served = serve("[local]\nenabled = false\n")
+    assert [model["id"] for model in served.get("/v1/models").json()["data"]] == [
+        "spinoza",
+        "bergson",
+        "kant",
+    ]
+    assert ask(served, model="spinoza").status_code == 503
+    assert served.get("/ready").status_code == 503
+
+
+def test_what_only_another_backend_can_read_is_not_the_callers_fault(serve: Serve) -> None:
+    """An image while the pod is down: 503 with the reasons, not a 400 of the CPU's."""
+    with Upstream(upstream.resets) as host:
+        served = serve(routed(host, last=LOCAL_LAST))
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+        answer = ask(served, messages=[{"role": "user", "content": [picture]}])
+        assert answer.status_code == 503
+        assert "b0: reset" in answer.json()["error"]["message"]
+
+
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     """It names the port and the way out, from --port and from PORT."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -484,6 +531,12 @@ def test_an_open_host_without_keys_refuses_to_start(tmp_path: Path) -> None:
         ('[[backend]]\nname = "a"\nurl = "http://x"\napi_key_env = "NOPE"\n', "NOPE, which is not set"),
         ('[[backend]]\nname = "a"\n[model.m]\nroute = [{ backend = "a", model = "m" }]\n', "has no url"),
         ("gateway = 5\n", "gateway"),
+        ("[model.m]\nroute = []\n", "model.m.route"),
+        ('[engine]\ncommand = "x"\n', "--engine MODEL"),
+        (
+            '[local]\nenabled = false\n[model.m]\nroute = [{ backend = "local", model = "auto" }]\n',
+            "enabled = false",
+        ),
         ("[gateway]\napi_keys_env = 5\n", "gateway.api_keys_env"),
         ('[engine]\nmodel = "x"\nadapters = "nowhere.toml"\n', "nowhere.toml"),
     ],

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sive.calls import request_id
 from sive.errors import RequestError
 from sive.protocol import Endpoint, error
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -13,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from sive_serve import status
-from sive_serve.asgi import Receive, Scope, Send
+from sive_serve.asgi import Receive, Scope, Send, headers_of
 from sive_serve.gateway import Gateway
 
 HOT_PATHS: dict[str, Endpoint] = {
@@ -52,7 +53,7 @@ class _Front:
             try:
                 self._gateway.keys.check(_authorization(scope))
             except RequestError as problem:
-                await self._gateway.refuse(send, problem)
+                await self._gateway.refuse(send, problem, request_id=request_id(headers_of(scope)))
                 return
         endpoint = HOT_PATHS.get(scope["path"]) if scope["method"] == "POST" else None
         if endpoint is not None:

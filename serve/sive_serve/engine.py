@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineState:
-    """What the engine is doing: ``since_s`` seconds into this boot, after ``restarts`` others.
+    """What the engine is doing: ``since_s`` seconds of booting, or of being ready, after ``restarts`` others.
 
     ``detail`` says in at most three lines why it last died; ``retry_after_s`` when asking again is
     worth while, 0 when it is ready.
@@ -95,7 +95,8 @@ class Engine:
     @property
     def state(self) -> EngineState:
         """What the engine is doing now."""
-        since_s = 0.0 if self._phase == "stopped" else time.monotonic() - self._booted_at
+        began = self._ready_at if self._phase == "ready" else self._booted_at
+        since_s = 0.0 if self._phase == "stopped" else time.monotonic() - began
         return EngineState(self._phase, since_s, self._restarts, self._detail, self._retry_after_s(since_s))
 
     def _retry_after_s(self, since_s: float) -> int:

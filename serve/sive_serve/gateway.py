@@ -28,6 +28,8 @@ from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.metrics import Metrics
 
+REFUSALS = frozenset({"http_401", "http_402", "http_403"})
+
 WATCH_AFTER_S = 0.02
 
 OWN_FAULT = "an error in sive itself; its log says more"
@@ -50,6 +52,7 @@ class Gateway:
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
         self.started_at = time.time()
+        self.outcomes: dict[str, tuple[float, str]] = {}
         self._wires: dict[WireName, Wire] = {}
 
     async def start(self) -> None:
@@ -127,11 +130,27 @@ class Gateway:
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model
 
+    def _remember(self, report: Report) -> None:
+        """What each backend did last, for /status; a refused key is said once in the log."""
+        now = time.monotonic()
+        for failure in report.failed_over:
+            if failure.reason == "resting":
+                continue
+            _, before = self.outcomes.get(failure.backend, (now, ""))
+            self.outcomes[failure.backend] = now, failure.message
+            if failure.reason in REFUSALS and failure.message != before:
+                log.warning(
+                    "backend %r: %s: is its key right, and paid for?", failure.backend, failure.message
+                )
+        if report.is_complete:
+            self.outcomes[report.backend] = now, "answered"
+
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)
+        self._remember(report)
         if log.isEnabledFor(logging.INFO):
             seconds = (report.ended_at or report.started_at) - report.started_at
-            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failures)
+            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failed_over)
             log.info(
                 "%s %s %s %s %.3fs%s%s",
                 report.call.request_id,

@@ -59,7 +59,7 @@ class Metrics:
         model, backend = report.call.model, report.backend
         status = "499" if report.caller_left and not report.status else str(report.status)
         self._requests.labels(model, backend, status).inc()
-        for failure in report.failures:
+        for failure in report.failed_over:
             self._failovers.labels(failure.backend, failure.reason).inc()
         if report.malformed:
             self._malformed.labels(backend).inc(report.malformed)

@@ -49,7 +49,10 @@ def status(gateway: Gateway) -> Json:
                 "weights": model.weights,
                 "parent": model.parent,
                 "degrade": "refuse" if model.refuses_degraded else "allow",
-                "rungs": [_rung(rung, rests.get(rung.backend.name)) for rung in model.rungs],
+                "rungs": [
+                    _rung(rung, rests.get(rung.backend.name)) | {"last": _last(gateway, rung)}
+                    for rung in model.rungs
+                ],
             }
             for name, model in gateway.table.items()
         },
@@ -66,6 +69,14 @@ def _rung(rung: Rung, rest: Rest | None) -> Json:
         "degraded": rung.is_degraded,
         "context_tokens": rung.backend.context_tokens,
     } | _state(rest)
+
+
+def _last(gateway: Gateway, rung: Rung) -> str:
+    """What the backend did last, which says more than that nothing is known against it."""
+    if rung.backend.name not in gateway.outcomes:
+        return "not asked yet"
+    at, what = gateway.outcomes[rung.backend.name]
+    return f"{what}, {time.monotonic() - at:.0f} s ago"
 
 
 def _state(rest: Rest | None) -> Json:

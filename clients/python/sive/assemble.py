@@ -96,7 +96,11 @@ class _Builder:
         self._backends = {backend.name: _backend(backend) for backend in settings.backend}
 
     def table(self) -> Table:
-        configured = {name: self._model(name, model) for name, model in self._settings.model.items()}
+        configured = {
+            name: self._model(name, model)
+            for name, model in self._settings.model.items()
+            if not (name == "local" and self._local is None)
+        }
         engine_only = self._engine_models.keys() - configured.keys()
         return configured | {name: self._model(name, ModelSettings()) for name in sorted(engine_only)}
 
@@ -148,9 +152,7 @@ class _Builder:
     def _rung(self, rung: RungSettings) -> Rung:
         if rung.backend == "local":
             if self._local is None:
-                raise ConfigError(
-                    "a route names 'local', but [local] enabled = false or sive[local] is not installed"
-                )
+                raise ConfigError(f"a route names 'local', but {self._why_no_local()}")
             found = local_rung(self._local)
             is_other = rung.model not in ("auto", found.model)
             why = f"{found.why}; the route asks for {rung.model}" if is_other else found.why
@@ -162,6 +164,11 @@ class _Builder:
             return replace(found, weights=rung.weights or found.weights, system_prompt=rung.system_prompt)
         backend = self._backends.get(rung.backend) or self._hf()
         return Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+
+    def _why_no_local(self) -> str:
+        if not self._settings.local.enabled:
+            return "[local] enabled = false: leave that rung out, or enable it"
+        return "ctranslate2 or tokenizers is missing: install sive with its extra 'local'"
 
     def _engine_rung(self, name: str, why: str) -> Rung:
         if self._engine is None or name not in self._engine_models:

@@ -61,7 +61,7 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
         prompts=prompts,
         prompt_bytes=prompt_bytes,
         request_id=request_id(headers),
-        requires_adapter=headers.get("x-sive-require") == "adapter",
+        requires_adapter=_requires_adapter(headers),
         hop=_hop(headers),
     )
 
@@ -157,6 +157,14 @@ def request_id(headers: Mapping[str, str]) -> str:
     """The caller's own ``x-request-id`` when it is a sensible one, else a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+
+def _requires_adapter(headers: Mapping[str, str]) -> bool:
+    wanted = headers.get("x-sive-require")
+    if wanted not in (None, "adapter"):  # who asks that nobody else answers must not be misunderstood
+        message = f"x-sive-require must be 'adapter', not {wanted[:40]!r}"
+        raise RequestError(message, param="x-sive-require", code="invalid_header")
+    return wanted is not None
 
 
 def _hop(headers: Mapping[str, str]) -> int:

@@ -176,6 +176,10 @@ class Chain:
     def _judge(self, rung: Rung, head: Head, body: bytes, label: Label) -> bool:
         headers = dict(head.headers)
         verdict = self._policy.judge(head.status, headers, body)
+        if rung.backend.is_local and rung.is_degraded and verdict != "answer":
+            # Standing in for another: what it says of itself is why it cannot, not the request's fault.
+            said = passed_on(head.status, body)["error"].get("message")
+            return self._move_on(rung, f"http_{head.status}", str(said), retry_after_s=retry_after_s(headers))
         if verdict == "callers_answer":
             kept = {name: value for name, value in headers.items() if name.startswith(HEADERS_OF_ERRORS)}
             self._say_error(rung, head.status, passed_on(head.status, body), kept)

@@ -38,3 +38,8 @@ class Report:
     malformed: int = 0
     caller_left: bool = False
     is_complete: bool = False
+
+    @property
+    def failed_over(self) -> list[Failure]:
+        """The failures of rungs that were wanted: another voice that was not is no failure."""
+        return [failure for failure in self.failures if failure.reason != "degraded"]

@@ -9,7 +9,10 @@ def main() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ModuleNotFoundError as exc:
-        sys.exit(f"sive: the command line needs {exc.name}: pip install 'sive[serve]'")
+        sys.exit(
+            f"sive: the command line needs {exc.name}: install sive with its extras, "
+            "for instance pip install '.[serve,local]' in its folder"
+        )
     from sive_serve.cli.app import run
 
     run()

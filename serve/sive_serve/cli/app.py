@@ -37,6 +37,23 @@ def run() -> None:
         raise SystemExit(1) from None
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from sive import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One OpenAI-compatible endpoint that always answers, and says honestly who is speaking."""
+
+
 @app.command(epilog="Example: sive serve --port 8080 --engine Qwen/Qwen2.5-14B-Instruct")
 def serve(
     config: ConfigOption = None,

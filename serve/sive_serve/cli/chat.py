@@ -1,5 +1,7 @@
 """`sive chat`: a streaming conversation in the terminal that shows who answers."""
 
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterable
@@ -23,7 +25,13 @@ def chat(model: str, *, url: str | None, api_key: str | None, config: Path | Non
     """
     found = target(url, api_key, config)
     client, where = _client(found, is_named=url is not None, config=config)
-    _Conversation(client, model, Console(highlight=False)).run(where)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - line editing at the prompt, where the platform has it
+    had_error = _Conversation(client, model, Console(highlight=False)).run(where)
+    if had_error and not sys.stdin.isatty():
+        raise SystemExit(1)
 
 
 def _client(found: Target, *, is_named: bool, config: Path | None) -> tuple[openai.OpenAI, str]:
@@ -41,7 +49,9 @@ class _Conversation:
         self._console = console
         self._messages: list[ChatCompletionMessageParam] = []
 
-    def run(self, where: str) -> None:
+    def run(self, where: str) -> bool:
+        """Talk until the end of input; True when a question got an error."""
+        had_error = False
         self._console.print(f"{self._model}, through {where}. Ctrl-D leaves.", style="dim")
         for line in _lines():
             before = len(self._messages)
@@ -52,8 +62,10 @@ class _Conversation:
                 self._console.print(" (stopped)", style="dim")
             except openai.APIError as exc:
                 del self._messages[before:]
-                self._console.print(f"\n{exc.message}", style="red", markup=False)
+                had_error = True
+                Console(stderr=True).print(exc.message, style="red", markup=False)
         self._console.print()
+        return had_error
 
     def _answer(self) -> None:
         started, said, last = time.monotonic(), "", None

@@ -29,7 +29,9 @@ def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
     if api_key is None:
         keys = settings.gateway.api_keys
         api_key = keys[0].get_secret_value() if keys else "none-needed"
-    return Target((url or _own_url(settings)).rstrip("/").removesuffix("/v1"), api_key)
+    named = url or _own_url(settings)
+    with_scheme = named if "://" in named else f"http://{named}"
+    return Target(with_scheme.rstrip("/").removesuffix("/v1"), api_key)
 
 
 def _own_url(settings: Settings) -> str:

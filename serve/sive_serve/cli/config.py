@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import AnyHttpUrl, BaseModel, SecretStr
 from rich.console import Console
 from rich.table import Table
@@ -12,18 +13,25 @@ from rich.text import Text
 from sive.config import load
 
 MASK = "********"
-SECRET = re.compile(r"(api[_-]?key|token|secret|password)s?$")
+SECRET = re.compile(r"(api[_-]?keys?|[._-]token|secret|password)$")
 
 
 def show(config: Path | None) -> None:
     """Print every effective value and its source; secrets as stars."""
     loaded = load(config)
     console = Console()
+    rows = [
+        (key, MASK if SECRET.search(key) and value else _shown(value), loaded.sources.get(key, "default"))
+        for key, value in _leaves(loaded.settings, "")
+    ]
+    if not console.is_terminal:  # for grep: nothing cut, nothing wrapped
+        for key, shown, source in rows:
+            typer.echo(f"{key} = {shown}  # {source}")
+        return
     console.print(f"configuration: {loaded.path or 'none found, the packaged defaults'}", markup=False)
     table = Table("key", "value", "from")
-    for key, value in _leaves(loaded.settings, ""):
-        shown = MASK if SECRET.search(key) and value else _shown(value)
-        table.add_row(Text(key), Text(shown), Text(loaded.sources.get(key, "default")))
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
@@ -48,7 +56,8 @@ def _shown(value: Any) -> str:
     ):
         return MASK
     if isinstance(value, AnyHttpUrl):
-        return str(value).replace(f"{value.username}:{value.password}@" if value.password else "", "")
+        port = f":{value.port}" if value.port else ""
+        return f"{value.scheme}://{value.host}{port}{value.path or ''}" + (f"?{MASK}" if value.query else "")
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

@@ -45,11 +45,11 @@ def _show(said: dict[str, Any], url: str) -> None:
             f"engine {engine['phase']} for {engine['since_s']:.0f} s, {engine['restarts']} restarts{detail}",
             markup=False,
         )
-    table = Table("model", "rung", "as", "why", "state")
+    table = Table("model", "rung", "as", "why", "state", "last")
     for name, model in said["models"].items():
         for rung in model["rungs"]:
             state = "ready" if rung["ready"] else rung["resting"]
-            row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung))
+            row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung), rung["last"])
             table.add_row(*map(Text, row))
             name = ""
     console.print(table)

@@ -18,6 +18,9 @@ from sive.errors import ConfigError
 BUILT_IN_BACKENDS = ("local", "hf")
 """Backend names that a route may use without a ``[[backend]]``; ``engine`` joins them where one runs."""
 
+UNION_PARTS = ("tuple[RungSettings, ...]", "literal['default']")
+"""What pydantic adds to the path of a key that may have one of two types."""
+
 TRUE = {"1", "true", "yes", "on"}
 
 Tree = dict[str, Any]
@@ -62,7 +65,7 @@ def load(
     _lay_over(tree, sources, {key: (value, "command line") for key, value in (overrides or {}).items()})
     if not tree.get("model"):
         tree["model"] = _packaged_models()
-    settings = _validate(tree, where)
+    settings = _validate(tree, where, sources)
     settings = _with_secrets(settings, sources, environ)
     _check_routes(settings, where)
     return Loaded(settings, found, sources)
@@ -84,7 +87,8 @@ def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         path = Path(named)
     if path is not None:
         if not path.is_file():
-            raise ConfigError(f"there is no configuration file {str(path)!r}")
+            named = " (from SIVE_CONFIG)" if environ.get("SIVE_CONFIG") == str(path) else ""
+            raise ConfigError(f"there is no configuration file {str(path)!r}{named}")
         return path
     home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config")
     candidates = (Path("sive.toml"), home / "sive" / "sive.toml")
@@ -158,18 +162,21 @@ def _leaves(tree: Tree, prefix: str = "") -> list[str]:
     return leaves
 
 
-def _validate(tree: Tree, where: str) -> Settings:
+def _validate(tree: Tree, where: str, sources: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as exc:
-        raise ConfigError("\n".join(f"{where}: {_told(error)}" for error in exc.errors())) from None
+        lines = [
+            f"{sources.get(_key(error), where)}: {_told(error)}" for error in exc.errors() if _is_meant(error)
+        ]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _told(error: ErrorDetails) -> str:
-    location = [
-        str(part) for part in error["loc"] if part not in ("tuple[RungSettings, ...]", "literal['default']")
-    ]
-    key = ".".join(location)
+    key = _key(error)
+    location = key.split(".")
+    if key == "engine.model" and error["type"] == "missing":
+        return "[engine] needs a model: write model = ... there, or start with --engine MODEL"
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], _known_keys(error["loc"]), n=1, cutoff=0.5)
         hint = (
@@ -184,6 +191,17 @@ def _told(error: ErrorDetails) -> str:
     is_secret = any("key" in part or "token" in part for part in location)
     shown = "" if is_secret or isinstance(error["input"], dict) else f" (it is {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
+
+
+def _is_meant(error: ErrorDetails) -> bool:
+    """Of a key with two types pydantic reports both; only the one that was tried to write matters."""
+    route, default = UNION_PARTS
+    is_text = isinstance(error["input"], str)
+    return not (default in error["loc"] and not is_text) and not (route == error["loc"][-1] and is_text)
+
+
+def _key(error: ErrorDetails) -> str:
+    return ".".join(str(part) for part in error["loc"] if part not in UNION_PARTS)
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -68,7 +68,7 @@ class ModelSettings(Section):
     ``degrade = "refuse"``: an error rather than another voice.
     """
 
-    route: Literal["default"] | tuple[RungSettings, ...] = "default"
+    route: Literal["default"] | Annotated[tuple[RungSettings, ...], Field(min_length=1)] = "default"
     degrade: Literal["allow", "refuse"] = "allow"
     system_prompt: str | None = None
     weights: str | None = None

@@ -3,7 +3,7 @@
 ## check   ruff, mypy --strict, import-linter
 ## demo    a pod dies and comes back while the philosophers are asked
 ## bench   the benchmarks; ARGS=--write puts the results into docs/benchmarks.md
-## models  train the tiny models of the tests and the embedded CPU model again
+## models  train the tiny models of the tests again (embedded: the CPU model of the package, 15 minutes)
 ## engine  install vLLM into .venv-engine (ENGINE=vllm==0.32.0 on a GPU)
 ## lock    resolve the lock files again (needs uv)
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALL = -m pip --disable-pip-version-check install --quiet
 COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	--extra serve --extra local pyproject.toml
-.PHONY: help run test check demo bench models engine lock
+.PHONY: help run test check demo bench models embedded engine lock
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -27,6 +27,7 @@ bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready
 	@$(BIN)/python -m tests.bench $(ARGS)
 models: .venv-torch/.ready
 	.venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
+embedded: .venv-torch/.ready
 	.venv-torch/bin/python lora_adapters/training/embedded.py
 engine: .venv-engine/.ready
 lock:

@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(180),
     pytest.mark.skipif(not VLLM.is_file(), reason="no vLLM here: make engine"),
-    pytest.mark.skipif(not (TINY / "base").is_dir(), reason="no tiny models here"),
 ]
 
 # Hosts an engine as the gateway does, and prints its state whenever the phase changes.

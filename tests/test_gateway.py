@@ -410,6 +410,23 @@ def test_sigterm_lets_a_running_answer_finish(serve: Serve) -> None:
         assert served.process.wait(20) == 0
 
 
+def test_a_second_ctrl_c_stops_at_once_and_quietly(serve: Serve) -> None:
+    """The first says what it waits for; the second ends the answer with the connection, no traceback."""
+    with Upstream(upstream.talks_forever) as host:
+        served = serve(routed(host))
+        body = {"model": "m", "messages": HI, "stream": True}
+        with httpx2.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=20) as answer:
+            pieces = answer.iter_bytes()
+            next(pieces)
+            served.process.send_signal(signal.SIGINT)
+            until(lambda: "stopping: 1 still" in served.output.read_text(), what="the first word")
+            served.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx2.HTTPError):
+                assert b"[DONE]" not in b"".join(pieces)
+        assert served.process.wait(10) == 0
+        assert "Traceback" not in served.output.read_text()
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

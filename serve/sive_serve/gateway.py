@@ -48,6 +48,8 @@ class Gateway:
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
         self.metrics = Metrics(CollectorRegistry())
+        self.in_flight = 0
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.policy = Policy(clocks(settings))
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
@@ -108,7 +110,7 @@ class Gateway:
         """Drive a chain to its end, and tell the driver when the caller leaves."""
         driver = Driver(chain, self._wires, caller)
         watch = _Watch(receive, driver)
-        self.metrics.in_flight.inc()
+        self.in_flight += 1
         try:
             await driver.run()
         except Exception:  # the outermost frame of a request: the process stays up, the caller is told
@@ -119,7 +121,7 @@ class Gateway:
         else:
             self._observe(chain.report)
         finally:
-            self.metrics.in_flight.dec()
+            self.in_flight -= 1
             watch.cancel()
 
     def _model(self, call: Call) -> Model:

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import ipaddress
+import logging
 import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from sive.config import GatewaySettings
@@ -12,6 +14,8 @@ from sive.errors import ConfigError
 
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
+
+log = logging.getLogger(__name__)
 
 
 def check_exposure(settings: GatewaySettings) -> None:
@@ -80,4 +84,23 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
     # uvicorn shuts down and then raises the signal again, which would end a clean stop as a death by signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[sock])
+        _Server(config, gateway).run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which says why it does not stop at once, and stops quietly when it is told again."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second does not wait."""
+        if self.should_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news
+        elif running := self._gateway.in_flight:
+            seconds = self._gateway.settings.gateway.drain_s
+            log.warning(
+                "stopping: %d still being answered, for up to %g s; once more stops now", running, seconds
+            )
+        super().handle_exit(sig, frame)

@@ -44,15 +44,12 @@ class Schedule:
     """How long and how fast to learn; the rates rise over the first 5 % and fall linearly to 2 %.
 
     ``rate`` is Muon's, for the matrices; ``adam_rate`` is for everything else, or for all without a ``rate``.
-    ``positions``: how many a model with learned positions has. Half of the samples then begin anywhere among
-    them; a model that met its answers only near the start garbles them late in a conversation.
     """
 
     steps: int
     batch: int
     rate: float | None = 0.03
     adam_rate: float = 0.006
-    positions: int = 0
 
     def factor(self, step: int) -> float:
         """Return what a rate is multiplied by at a step."""
@@ -70,7 +67,7 @@ def fit(model: PreTrainedModel, draw: Callable[[], Sample], schedule: Schedule, 
     began = time.monotonic()
     model.train()
     for step in range(1, schedule.steps + 1):
-        loss = _loss(model, next(batches), schedule.positions)
+        loss = _loss(model, next(batches))
         loss.backward()
         for stepper in (*optimizers, *schedulers):
             stepper.step()
@@ -106,20 +103,12 @@ def _batches(draw: Callable[[], Sample], size: int) -> Iterator[list[Sample]]:
         yield from batches
 
 
-def _loss(model: PreTrainedModel, samples: list[Sample], positions: int) -> torch.Tensor:
+def _loss(model: PreTrainedModel, samples: list[Sample]) -> torch.Tensor:
     # Padding is on the right and attention is causal, so no attention mask is needed.
     ids = pad_sequence([torch.tensor(sample.ids) for sample in samples], batch_first=True)
     weights = pad_sequence([torch.tensor(sample.weights) for sample in samples], batch_first=True)[:, 1:]
-    inputs = ids[:, :-1]
-    position_ids = _shifted(inputs, positions) if positions else None
-    hidden = model.base_model(inputs, position_ids=position_ids, use_cache=False).last_hidden_state
+    hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     # The vocabulary's matrix is applied only where there is something to learn.
     said = weights > 0
     losses = cross_entropy(model.get_output_embeddings()(hidden[said]), ids[:, 1:][said], reduction="none")
     return (losses * weights[said]).sum() / weights.sum()
-
-
-def _shifted(inputs: torch.Tensor, positions: int) -> torch.Tensor:
-    rows, length = inputs.shape
-    starts = torch.randint(0, positions - length + 1, (rows, 1)) * torch.randint(0, 2, (rows, 1))
-    return starts + torch.arange(length)

@@ -16,21 +16,21 @@ from sive.drive import Driver
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
 from sive.policy import Policy
-from sive.protocol import Endpoint
 from sive.report import Report
 from sive.routes import Model, Rest, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
 
-from sive_serve.asgi import AsgiCaller, CallerLeftError, Receive, Scope, Send, headers_of, read_body, refuse
 from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
+from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
-WATCH_AFTER_S = 0.02
+ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
+"""Headers that a page of another origin may read."""
 
 OWN_FAULT = "an error in sive itself; its log says more"
 
@@ -48,8 +48,8 @@ class Gateway:
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
         self.metrics = Metrics(CollectorRegistry())
-        self.in_flight = 0
-        self.metrics.in_flight.set_function(lambda: self.in_flight)
+        self.running: set[Exchange] = set()
+        self.metrics.in_flight.set_function(lambda: len(self.running))
         self.policy = Policy(clocks(settings))
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
@@ -69,7 +69,10 @@ class Gateway:
             await self.engine.start()
 
     async def stop(self) -> None:
-        """Close the wires and stop the engine."""
+        """Cut what still runs, close the wires and stop the engine."""
+        for exchange in list(self.running):
+            exchange.cut()
+        self.running.clear()
         for wire in self._wires.values():
             await wire.aclose()
         if self.engine is not None:
@@ -83,46 +86,59 @@ class Gateway:
         why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
         return {"engine": Rest(why, state.retry_after_s)}
 
-    async def answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+    def answer(self, exchange: Exchange, body: bytes) -> None:
         """One chat completion or completion, from the request to the end of its answer."""
-        headers = headers_of(scope)
-        now = asyncio.get_running_loop().time()
+        headers = exchange.headers
         try:
-            body = await read_body(receive, headers, self.settings.gateway.max_body_bytes)
-            call = parse(endpoint, body, headers)
+            call = parse(exchange.endpoint, body, headers)
             model = self._model(call)
         except RequestError as problem:
-            await self.refuse(send, problem, request_id=request_id(headers))
-            return
-        except CallerLeftError:
+            self.refuse(exchange, problem)
             return
         face = StreamFace(call) if call.stream else WholeFace()
+        now = asyncio.get_running_loop().time()
         chain = Chain(call, model, face, self.policy, rests=self.rests(), now=now)
-        await self._run(chain, receive, AsgiCaller(send))
+        exchange.driver = Driver(
+            chain, self._wires, exchange, ended=lambda failure: self._ended(exchange, chain.report, failure)
+        )
+        self.running.add(exchange)
+        exchange.driver.start()
 
-    async def refuse(self, send: Send, problem: RequestError, *, request_id: str = "") -> None:
+    def refuse(self, exchange: Exchange, problem: RequestError) -> None:
         """Answer a request that reaches no route."""
-        self.metrics.refused(problem.status)
-        log.info("%s - - %s refused: %s", request_id or "-", problem.status, problem.code)
-        await refuse(send, problem, request_id=request_id)
+        headers, body = self.refusal(problem, request_id(exchange.headers))
+        exchange.begin(problem.status, headers)
+        exchange.end(body)
 
-    async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller) -> None:
-        """Drive a chain to its end, and tell the driver when the caller leaves."""
-        driver = Driver(chain, self._wires, caller)
-        watch = _Watch(receive, driver)
-        self.in_flight += 1
-        try:
-            await driver.run()
-        except Exception:  # the outermost frame of a request: the process stays up, the caller is told
-            log.exception("request %s failed", chain.report.call.request_id)
-            if caller.has_begun:
-                raise  # the server cuts the connection: not a clean end
-            await self.refuse(caller.raw_send, RequestError(OWN_FAULT, status=500, type="server_error"))
+    def refusal(self, problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
+        """Headers and body that tell a caller what is wrong; counted and logged."""
+        self.metrics.refused(problem.status)
+        log.info("%s - - %s refused: %s", request_id, problem.status, problem.code)
+        return refusal(problem, request_id)
+
+    def cors_headers(self, origin: bytes) -> dict[str, str]:
+        """What lets a page of ``origin`` read an answer; nothing for those that are not configured."""
+        origins = self.settings.gateway.cors_origins
+        if not origin or not origins:
+            return {}
+        named = origin.decode("latin-1")
+        exposed = {"access-control-expose-headers": ", ".join(ANSWER_HEADERS)}
+        if "*" in origins:
+            return {"access-control-allow-origin": "*", **exposed}
+        allowed = {"access-control-allow-origin": named} if named in origins else {}
+        return {**allowed, **exposed, "vary": "Origin"}
+
+    def _ended(self, exchange: Exchange, report: Report, failure: Exception | None) -> None:
+        self.running.discard(exchange)
+        exchange.driver = None  # it holds the exchange in turn
+        if failure is None:
+            self._observe(report)
+            return
+        log.error("request %s failed", report.call.request_id, exc_info=failure)
+        if exchange.has_begun:
+            exchange.cut()
         else:
-            self._observe(chain.report)
-        finally:
-            self.in_flight -= 1
-            watch.cancel()
+            self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
 
     def _model(self, call: Call) -> Model:
         model = self.table.get(call.model)
@@ -163,33 +179,6 @@ class Gateway:
                 " degraded" if report.is_degraded else "",
                 f" after {tried}" if tried else "",
             )
-
-
-class _Watch:
-    """Tells the driver when the caller leaves.
-
-    It begins late, because a task for each of many short requests costs a tenth of their time; who left in
-    the meantime is noticed then.
-    """
-
-    def __init__(self, receive: Receive, driver: Driver) -> None:
-        self._receive = receive
-        self._driver = driver
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
-
-    def cancel(self) -> None:
-        """The request is over."""
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _begin(self) -> None:
-        self._task = asyncio.ensure_future(self._until_gone())
-
-    async def _until_gone(self) -> None:
-        await self._receive()  # after the body, the only message there is: http.disconnect
-        self._driver.left()
 
 
 def _parts(engine: Engine | None) -> EngineParts | None:

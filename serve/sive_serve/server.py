@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import signal
@@ -14,6 +15,7 @@ from sive.errors import ConfigError
 
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
+from sive_serve.http import GatewayProtocol
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
     """Serve until SIGINT or SIGTERM; then finish what runs, for at most ``drain_s``."""
     config = uvicorn.Config(
         create_app(gateway),
-        http="httptools",
+        http=functools.partial(GatewayProtocol, gateway),  # type: ignore[arg-type]  # called like a class
         lifespan="on",
         access_log=False,
         proxy_headers=False,
@@ -98,7 +100,7 @@ class _Server(uvicorn.Server):
         """The first signal drains, the second does not wait."""
         if self.should_exit:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news
-        elif running := self._gateway.in_flight:
+        elif running := len(self._gateway.running):
             seconds = self._gateway.settings.gateway.drain_s
             log.warning(
                 "stopping: %d still being answered, for up to %g s; once more stops now", running, seconds

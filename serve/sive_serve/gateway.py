@@ -26,6 +26,7 @@ from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
+from sive_serve.request_log import RequestLog
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
@@ -50,6 +51,7 @@ class Gateway:
         self.metrics = Metrics(CollectorRegistry())
         self.running: set[Exchange] = set()
         self.metrics.in_flight.set_function(lambda: len(self.running))
+        self.request_log = RequestLog()
         self.policy = Policy(clocks(settings))
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
@@ -77,6 +79,7 @@ class Gateway:
             await wire.aclose()
         if self.engine is not None:
             await self.engine.stop()
+        self.request_log.flush()
 
     def rests(self) -> dict[str, Rest]:
         """Backends that cannot answer now, and why."""
@@ -166,19 +169,7 @@ class Gateway:
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)
         self._remember(report)
-        if log.isEnabledFor(logging.INFO):
-            seconds = (report.ended_at or report.started_at) - report.started_at
-            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failed_over)
-            log.info(
-                "%s %s %s %s %.3fs%s%s",
-                report.call.request_id,
-                report.call.model,
-                report.backend or "-",
-                499 if report.caller_left else report.status,
-                seconds,
-                " degraded" if report.is_degraded else "",
-                f" after {tried}" if tried else "",
-            )
+        self.request_log.add(report)
 
 
 def _parts(engine: Engine | None) -> EngineParts | None:

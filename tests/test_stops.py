@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sive.local.stops import StopFinder
+from sive.stops import StopFinder
 from sive.local.tokens import TokenDecoder, byte_alphabet
 
 texts = st.text(alphabet="ab\nU", max_size=30)

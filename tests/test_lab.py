@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import until
 from tests.lab import manners
-from tests.lab.hosts import Host, Hosts
+from tests.lab.hosts import Hosts
 from tests.lab.upstream import Manner, Upstream, resets, says, stays_silent
 from tests.lab.voice import VOCABULARY, Voice, bytes_of, complete, render
 
@@ -23,13 +23,13 @@ TEXT = complete(bytes_of(IDS))
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host() -> Iterator[Upstream]:
     """A healthy host."""
     with Hosts() as hosts:
-        yield hosts.add("pod", manners.speaks(), VOICE)
+        yield hosts.add(manners.speaks(), VOICE)
 
 
-def post(host: Host, path: str = "chat/completions", **fields: Any) -> httpx2.Response:
+def post(host: Upstream, path: str = "chat/completions", **fields: Any) -> httpx2.Response:
     """Ask; greedy."""
     body = {"model": "m", "temperature": 0, **fields}
     if path == "chat/completions":
@@ -65,7 +65,7 @@ def test_another_prompt_or_other_weights_speak_otherwise() -> None:
 
 
 @pytest.mark.parametrize("k", range(1, len(IDS)))
-def test_resuming_by_ids_gives_exactly_the_rest(host: Host, k: int) -> None:
+def test_resuming_by_ids_gives_exactly_the_rest(host: Upstream, k: int) -> None:
     """Prompt and first k ids in, the other ids and their text out, streamed and whole."""
     left = {"prompt": PROMPT + IDS[:k], "max_tokens": 99, "return_token_ids": True}
     text, ids = told(payloads(post(host, "completions", stream=True, **left).text))
@@ -79,7 +79,7 @@ def test_resuming_by_ids_gives_exactly_the_rest(host: Host, k: int) -> None:
         assert text == complete(bytes_of(PROMPT + IDS))
 
 
-def test_resuming_by_text_gives_exactly_the_rest(host: Host) -> None:
+def test_resuming_by_text_gives_exactly_the_rest(host: Upstream) -> None:
     """A prefilled message is carried on, whatever whole characters it ends in."""
     for k in range(1, len(IDS)):
         said = complete(bytes_of(IDS[:k]))
@@ -89,7 +89,7 @@ def test_resuming_by_text_gives_exactly_the_rest(host: Host) -> None:
     assert post(host, messages=messages, continue_final_message=True).status_code == 400
 
 
-def test_token_ids_come_as_from_vllm(host: Host) -> None:
+def test_token_ids_come_as_from_vllm(host: Upstream) -> None:
     """Chat: prompt ids at the top of the role chunk, ids in every later one, also where text is empty."""
     chunks = payloads(post(host, stream=True, return_token_ids=True).text)
     assert chunks[0]["prompt_token_ids"] == PROMPT
@@ -106,7 +106,7 @@ def test_token_ids_come_as_from_vllm(host: Host) -> None:
     assert not any(chunk.get("prompt_token_ids") or told([chunk])[1] for chunk in plain)
 
 
-def test_stream_and_whole_agree(host: Host) -> None:
+def test_stream_and_whole_agree(host: Upstream) -> None:
     """Text, finish_reason and usage, for n, stop and max_tokens alike."""
     for fields in ({}, {"n": 3}, {"stop": "plus"}, {"max_tokens": 9}, {"stop": ["— 🙂", "zzz"], "n": 2}):
         whole = post(host, **fields).json()
@@ -119,7 +119,7 @@ def test_stream_and_whole_agree(host: Host) -> None:
 
 
 @pytest.mark.parametrize("stop", ["plus", " gr", "— 🙂", "zzzzzz"])
-def test_a_stop_string_is_held_back_and_never_shown(host: Host, stop: str) -> None:
+def test_a_stop_string_is_held_back_and_never_shown(host: Upstream, stop: str) -> None:
     """Text lags the ids by the stop string's length less one, and ends before it."""
     chunks = payloads(post(host, stream=True, stop=stop, return_token_ids=True).text)
     wanted = TEXT.partition(stop)[0]
@@ -131,14 +131,14 @@ def test_a_stop_string_is_held_back_and_never_shown(host: Host, stop: str) -> No
     assert last["stop_reason"] == (stop if stop in TEXT else None)
 
 
-def test_a_stop_string_across_a_resume_is_missed(host: Host) -> None:
+def test_a_stop_string_across_a_resume_is_missed(host: Upstream) -> None:
     """As in vLLM: only this request's own text is searched, so whoever resumes must look himself."""
     k = next(k for k in range(len(IDS)) if complete(bytes_of(IDS[:k])).endswith(" plus"))
     rest = {"prompt": PROMPT + IDS[:k], "stop": "plus grande", "max_tokens": 99}
     assert post(host, "completions", **rest).json()["choices"][0]["stop_reason"] is None
 
 
-def test_logprobs_and_tools(host: Host) -> None:
+def test_logprobs_and_tools(host: Upstream) -> None:
     """A logprob for each token; a tool call in deltas says the same as in one piece."""
     content = post(host, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     assert bytes(byte for one in content for byte in one["bytes"]).decode() == TEXT
@@ -158,7 +158,7 @@ def test_seeds_draw_by_position_or_from_the_start_of_a_request() -> None:
     with Hosts() as hosts:
         for by_position in (True, False):
             voice = Voice(VOICE.weights, position_seeds=by_position)
-            host = hosts.add(f"pod-{by_position}", manners.speaks(), voice)
+            host = hosts.add(manners.speaks(), voice)
             asked = {"temperature": 1, "seed": 4, "return_token_ids": True, "max_tokens": 40}
             ids = told(payloads(post(host, "completions", prompt=PROMPT, stream=True, **asked).text))[1]
             rest = post(host, "completions", prompt=PROMPT + ids[:5], **asked).json()["choices"][0]
@@ -167,7 +167,7 @@ def test_seeds_draw_by_position_or_from_the_start_of_a_request() -> None:
         assert len(texts) == 4
 
 
-def test_wrong_requests_are_refused_in_vllms_words(host: Host) -> None:
+def test_wrong_requests_are_refused_in_vllms_words(host: Upstream) -> None:
     """Too long, out of vocabulary, no token wanted: 400 with the status as code."""
     for fields, said in (
         ({"prompt": [65] * 5000}, "maximum context length is 4096"),
@@ -179,7 +179,7 @@ def test_wrong_requests_are_refused_in_vllms_words(host: Host) -> None:
         assert said in answer.json()["error"]["message"]
 
 
-def test_models_say_their_weights(host: Host) -> None:
+def test_models_say_their_weights(host: Upstream) -> None:
     """So that a gateway learns who speaks alike."""
     model = httpx2.get(f"{host.url}/models").json()["data"][0]
     assert (model["weights"], model["max_model_len"]) == (VOICE.weights, 4096)
@@ -300,7 +300,7 @@ def test_an_answer_in_one_piece_is_broken_too() -> None:
     assert json.loads(raw.partition(b"\r\n\r\n")[2])["choices"][0]["finish_reason"] == "abort"
 
 
-def test_manners_compose_by_the_number_of_the_request(host: Host) -> None:
+def test_manners_compose_by_the_number_of_the_request(host: Upstream) -> None:
     """Once and then well; down and up in turn; counted for each host."""
     down, up = says(500), manners.speaks()
     host.manner = manners.first(1, down, up)
@@ -309,7 +309,7 @@ def test_manners_compose_by_the_number_of_the_request(host: Host) -> None:
     assert [post(host).status_code for _ in range(6)] == [500, 200, 200, 500, 200, 200]
 
 
-def test_hosts_that_know_less_than_vllm(host: Host) -> None:
+def test_hosts_that_know_less_than_vllm(host: Upstream) -> None:
     """No ids; a field that is refused by name; a prefill that is refused, or not seen."""
     prefilled = [*ASK, {"role": "assistant", "content": " Le"}]
     asked = {"messages": prefilled, "continue_final_message": True, "add_generation_prompt": False}
@@ -324,7 +324,7 @@ def test_hosts_that_know_less_than_vllm(host: Host) -> None:
     assert post(host, **asked).json()["choices"][0]["message"]["content"] == TEXT
 
 
-def test_everything_is_logged(host: Host) -> None:
+def test_everything_is_logged(host: Upstream) -> None:
     """Time, path, body, what was done, and when the other side left."""
     host.manner = manners.cuts(3, manners.silence)
     with httpx2.stream(

@@ -1,47 +1,34 @@
-"""Many hosts on one port, told apart by the first part of the path: each has its manner, voice and log."""
+"""Many hosts on one event loop, each on a port of its own."""
 
-from dataclasses import dataclass, field
+import contextlib
+import socket
 from typing import Self
 
-from tests.lab.upstream import Exchange, Manner, Seen, Upstream
+from tests.lab.upstream import LAB, Loop, Manner, Upstream
 from tests.lab.voice import Voice
 
 
-@dataclass(slots=True)
-class Host:
-    """One of them. ``seen`` logs its requests, ``manner`` may be changed at any time."""
-
-    name: str
-    url: str
-    manner: Manner
-    voice: Voice
-    seen: list[Seen] = field(default_factory=list)
-
-
 class Hosts:
-    """A context manager; ``add`` gives a host that answers at once."""
+    """A context manager; ``add`` gives a host that answers at once, all of them are dropped at the end."""
 
     def __init__(self) -> None:
-        self._hosts: dict[str, Host] = {}
-        self._upstream = Upstream(self._answer)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Start to serve."""
-        self._upstream.__enter__()
+        """Start the loop."""
+        self._loop = self._stack.enter_context(Loop())
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Drop all connections."""
-        self._upstream.__exit__(*exc)
+        self._stack.close()
 
-    def add(self, name: str, manner: Manner, voice: Voice) -> Host:
-        """A host of its own name."""
-        url = f"http://127.0.0.1:{self._upstream.port}/{name}/v1"
-        host = self._hosts[name] = Host(name, url, manner, voice)
-        return host
+    def add(self, manner: Manner, voice: Voice = LAB) -> Upstream:
+        """A host on a port of its own."""
+        return self._stack.enter_context(Upstream(manner, voice=voice, loop=self._loop))
 
-    async def _answer(self, exchange: Exchange) -> None:
-        host = self._hosts[exchange.seen.path.split("/")[1]]
-        exchange.voice, exchange.number = host.voice, len(host.seen)
-        host.seen.append(exchange.seen)
-        await host.manner(exchange)
+
+def refused_url() -> str:
+    """Where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"http://127.0.0.1:{taken.getsockname()[1]}/v1"

@@ -31,14 +31,15 @@ def speaks(
     end: Manner = ends_well,
     spelled: Spelling = as_it_is,
     step: int = 1,
+    apart: bool = False,
 ) -> Manner:
-    """Answers in its voice; ``breaks`` once at the moment ``when`` it may; ``step`` tokens in each chunk."""
+    """Answers in its voice; ``breaks`` once at the moment ``when`` it may; the rest as ``Speech`` says."""
 
     async def manner(exchange: Exchange) -> None:
         if exchange.seen.method == "GET":
             return await exchange.json(models(exchange))
         try:
-            speech = Speech(exchange.voice, exchange.seen.path, exchange.body, step=step)
+            speech = Speech(exchange.voice, exchange.seen.path, exchange.body, step=step, apart=apart)
         except RefusedError as refused:
             return await exchange.json(refused.payload, refused.status)
         if not speech.is_stream:
@@ -200,12 +201,12 @@ def pause(seconds: float) -> Break:
     return breaks
 
 
-def cuts(tokens: int, how: Break = fin, *, step: int = 1) -> Manner:
+def cuts(tokens: int, how: Break = fin, *, step: int = 1, apart: bool = False) -> Manner:
     """Answers, and breaks off once so many tokens are out."""
     when = in_a_character(tokens) if how is half_character else after(tokens)
     if how is abort:
         return _aborts(tokens)
-    return speaks(breaks=how, when=when, step=step)
+    return speaks(breaks=how, when=when, step=step, apart=apart)
 
 
 def _aborts(tokens: int) -> Manner:

@@ -35,18 +35,21 @@ class Said:
 
 
 class Speech:
-    """The answer of a voice to one request; ``step`` tokens go into each chunk.
+    """The answer of a voice to one request.
+
+    ``step`` tokens go into each chunk. ``apart``: the finish_reason has a chunk of its own, as OpenAI does.
 
     Raises:
         RefusedError: the request is wrong.
     """
 
-    def __init__(self, voice: Voice, path: str, body: Json, *, step: int = 1) -> None:
+    def __init__(self, voice: Voice, path: str, body: Json, *, step: int = 1, apart: bool = False) -> None:
         self.is_chat = path.endswith("/chat/completions")
         self.is_stream = bool(body.get("stream"))
         self._voice = voice
         self._body = body
         self._step = step
+        self._apart = apart
         _check_fields(body)
         self._prompts = [_rendered(body)] if self.is_chat else _prompts(body)
         for prompt in self._prompts:
@@ -76,10 +79,16 @@ class Speech:
             for index, piece in enumerate(turn):
                 if piece is not None:
                     counted[index] += len(piece.ids)
-                    yield Said(self._spoken(index, piece, is_first=index in first), len(piece.ids))
-                    first.discard(index)
+                    for part in self._parts(piece):
+                        yield Said(self._spoken(index, part, is_first=index in first), len(part.ids))
+                        first.discard(index)
         if (self._body.get("stream_options") or {}).get("include_usage"):
             yield Said({**self._head, "choices": [], "usage": self._usage(sum(counted))})
+
+    def _parts(self, piece: Piece) -> list[Piece]:
+        if not self._apart or piece.finish_reason is None:
+            return [piece]
+        return [Piece(piece.ids, piece.text), Piece([], "", piece.finish_reason, piece.stop_reason)]
 
     def _role(self, index: int) -> Json:
         choice = {

@@ -1,19 +1,21 @@
 """An OpenAI-shaped server on raw sockets with scripted manners: frameworks cannot misbehave like this."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 from tests.lab.voice import Voice
 
 Json = dict[str, Any]
 LAB = Voice("lab")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -225,43 +227,73 @@ async def stalls(exchange: Exchange) -> None:
     await exchange.gone.wait()
 
 
-class Upstream:
-    """The server; a context manager. ``seen`` logs every request, ``manner`` may be changed at any time."""
+class Loop:
+    """An event loop in a thread of its own; a context manager."""
 
-    def __init__(self, manner: Manner, *, port: int = 0, voice: Voice = LAB) -> None:
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start to run."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+class Upstream:
+    """The server; a context manager. ``seen`` logs every request, ``manner`` may be changed at any time.
+
+    ``loop``: a running one that several servers share; its own when left out.
+    """
+
+    def __init__(
+        self, manner: Manner, *, port: int = 0, voice: Voice = LAB, loop: Loop | None = None
+    ) -> None:
         self.manner = manner
         self.voice = voice
         self.seen: list[Seen] = []
-        self._loop = asyncio.new_event_loop()
+        self._own = contextlib.ExitStack()
+        self._shared = loop
+        self._tasks: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         """Start to serve."""
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self._loop = self._shared or self._own.enter_context(Loop())
+        self._server = self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
         """Drop all connections."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with self._own:
+            self._loop.run(self._stop())
 
     async def _start(self) -> asyncio.Server:
-        return await self._loop.create_server(lambda: _Line(self._serve, self._loop), sock=self._socket)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: _Line(self._serve, loop), sock=self._socket)
 
     async def _stop(self) -> None:
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, line: "_Line", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             while not writer.is_closing() and (seen := await _read_request(reader)):
                 exchange = Exchange(seen, writer, voice=self.voice, number=len(self.seen))

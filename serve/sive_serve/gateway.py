@@ -4,9 +4,10 @@ import asyncio
 import gc
 import logging
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
-from sive.assemble import EngineModel, EngineParts, build_table, clocks, describe_local
+from sive.assemble import EngineModel, EngineParts, Learned, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, parse, request_id
@@ -15,6 +16,7 @@ from sive.config import Settings
 from sive.drive import Driver
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
+from sive.health import Health
 from sive.policy import Policy
 from sive.report import Report
 from sive.routes import Model, Rest, Table
@@ -26,6 +28,7 @@ from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
+from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
@@ -34,6 +37,9 @@ ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-a
 """Headers that a page of another origin may read."""
 
 GC_THRESHOLD = 20_000
+
+CANCELLED_STATUS = 499
+"""nginx's code for a client that closed its request; there is no standard one."""
 
 OWN_FAULT = "an error in sive itself; its log says more"
 
@@ -55,10 +61,13 @@ class Gateway:
         self.metrics.in_flight.set_function(lambda: len(self.running))
         self.request_log = RequestLog()
         self.policy = Policy(clocks(settings))
+        self.health = Health(self.policy, rests=self.rests, is_probed=True)
+        self.metrics.watch(self.health.open_keys)
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
+        self._lessons: dict[tuple[str, str], Learned] = {}
         self._wires: dict[WireName, Wire] = {}
 
     async def start(self) -> None:
@@ -74,9 +83,20 @@ class Gateway:
             self._wires["local"] = LocalWire(self.settings.local)
         if self.engine is not None:
             await self.engine.start()
+        self._prober = Prober(
+            table=lambda: self.table,
+            health=self.health,
+            policy=self.policy,
+            wires=self._wires,
+            interval_s=self.settings.gateway.probe_interval_s,
+            learn=self._learn,
+            observe=self.metrics.probed,
+        )
+        self._prober.start()
 
     async def stop(self) -> None:
-        """Cut what still runs, close the wires and stop the engine."""
+        """Stop asking, cut what still runs, close the wires and stop the engine."""
+        await self._prober.stop()
         for exchange in list(self.running):
             exchange.cut()
         self.running.clear()
@@ -94,6 +114,15 @@ class Gateway:
         why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
         return {"engine": Rest(why, state.retry_after_s)}
 
+    def _learn(self, lessons: Mapping[tuple[str, str], Learned]) -> None:
+        """What a backend says of its models; the routes are built anew when it is news."""
+        if all(self._lessons.get(key) == lesson for key, lesson in lessons.items()):
+            return
+        self._lessons = {**self._lessons, **lessons}
+        self.table = build_table(
+            self.settings, local=self.local, engine=_parts(self.engine), learned=self._lessons
+        )
+
     def answer(self, exchange: Exchange, body: bytes) -> None:
         """One chat completion or completion, from the request to the end of its answer."""
         try:
@@ -102,9 +131,10 @@ class Gateway:
         except RequestError as problem:
             self.refuse(exchange, problem)
             return
-        face = StreamFace(call) if call.stream else WholeFace()
+        face = StreamFace() if call.stream else WholeFace(call)
         now = asyncio.get_running_loop().time()
-        chain = Chain(call, model, face, self.policy, rests=self.rests(), now=now)
+        chain = Chain(call, model, face, self.policy, health=self.health, now=now)
+        exchange.request_id = call.request_id
         exchange.driver = Driver(
             chain, self._wires, exchange, ended=lambda failure: self._ended(exchange, chain.report, failure)
         )
@@ -116,6 +146,25 @@ class Gateway:
         headers, body = self.refusal(problem, request_id(exchange.headers))
         exchange.begin(problem.status, headers)
         exchange.end(body)
+
+    def cancel(self, request_id: str, authorization: str) -> int:
+        """End the requests that run under an id and came with the same key; how many there were."""
+        found = [
+            exchange
+            for exchange in self.running
+            if exchange.request_id == request_id and exchange.came_with(authorization)
+        ]
+        for exchange in found:
+            exchange.end_early(
+                status=CANCELLED_STATUS, message="the request was cancelled", code="request_cancelled"
+            )
+        return len(found)
+
+    def end_all(self) -> None:
+        """End every request that still runs; each caller is told why."""
+        message = "the server is stopping, and this answer took too long to wait for"
+        for exchange in list(self.running):
+            exchange.end_early(status=503, message=message, code="shutting_down")
 
     def refusal(self, problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
         """Headers and body that tell a caller what is wrong; counted and logged."""
@@ -178,6 +227,8 @@ class Gateway:
 def _parts(engine: Engine | None) -> EngineParts | None:
     if engine is None:
         return None
-    backend = OpenAIBackend("engine", engine.url, context_tokens=engine.context_tokens)
+    backend = OpenAIBackend(
+        "engine", engine.url, context_tokens=engine.context_tokens, resume="tokens", probe="token"
+    )
     models = [EngineModel(model.name, model.weights, model.parent) for model in engine.models.values()]
     return EngineParts(backend, models)

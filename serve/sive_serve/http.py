@@ -6,6 +6,7 @@ Every other request takes uvicorn's way to the ASGI application.
 """
 
 import asyncio
+import hmac
 import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -139,6 +140,7 @@ class Exchange:
 
     def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.request_id = ""
         self.driver: Driver | None = None
         self.has_begun = False
         # What uvicorn looks at:
@@ -262,6 +264,15 @@ class Exchange:
         if not self.keep_alive:
             self._protocol.transport.close()
         self._protocol.on_response_complete()
+
+    def came_with(self, authorization: str) -> bool:
+        """Did the request come with this ``Authorization`` header?"""
+        return hmac.compare_digest(self._header(b"authorization"), authorization.encode("latin-1"))
+
+    def end_early(self, *, status: int, message: str, code: str) -> None:
+        """End the request from outside; the caller is told."""
+        if self.driver is not None:
+            self.driver.cancel(status=status, message=message, code=code)
 
     def cut(self) -> None:
         """End in the middle: the caller sees that it was no clean end."""

@@ -1,10 +1,12 @@
 """Runs the application: binds the port first, so that a port in use is one clear line."""
 
+import asyncio
 import contextlib
 import errno
 import functools
 import ipaddress
 import logging
+import math
 import signal
 import socket
 from types import FrameType
@@ -16,6 +18,9 @@ from sive.errors import ConfigError
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
 from sive_serve.http import GatewayProtocol
+
+FAREWELL_S = 2.0
+"""For what still runs when the drain is over: each caller is told, which a cut connection does not."""
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
         server_header=False,
         log_level=log_level,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(gateway.settings.gateway.drain_s),
+        timeout_graceful_shutdown=math.ceil(gateway.settings.gateway.drain_s + FAREWELL_S),
     )
     # uvicorn shuts down and then raises the signal again, which would end a clean stop as a death by signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -95,6 +100,15 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and give what runs ``drain_s`` to finish."""
+        drain_s = self._gateway.settings.gateway.drain_s
+        timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.end_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second does not wait."""

@@ -42,6 +42,20 @@ class EngineParts:
     models: Sequence[EngineModel]
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a backend says of one of its models: whose voice it is, and how much it reads."""
+
+    weights: str | None = None
+    context_tokens: int | None = None
+
+
+Lessons = Mapping[tuple[str, str], Learned]
+"""By backend and its name for the model."""
+
+NOTHING: Lessons = {}
+
+
 def clocks(settings: Settings) -> Clocks:
     """The policy's clocks as configured."""
     gateway = settings.gateway
@@ -50,16 +64,24 @@ def clocks(settings: Settings) -> Clocks:
         head_s=gateway.head_s,
         first_token_s=gateway.first_token_s,
         stall_s=gateway.stall_s,
+        whole_s=gateway.whole_s,
+        rest_s=gateway.rest_s,
     )
 
 
-def build_table(settings: Settings, *, local: LocalModel | None, engine: EngineParts | None = None) -> Table:
-    """The routes of every served model.
+def build_table(
+    settings: Settings,
+    *,
+    local: LocalModel | None,
+    engine: EngineParts | None = None,
+    learned: Lessons = NOTHING,
+) -> Table:
+    """The routes of every served model. What the configuration says counts before what was learned.
 
     Raises:
         ConfigError: a backend without a URL, or a route to a backend that is switched off.
     """
-    return _Builder(settings, local, engine).table()
+    return _Builder(settings, local, engine, learned).table()
 
 
 def describe_local(settings: LocalSettings) -> LocalModel | None:
@@ -83,13 +105,17 @@ def local_rung(local: LocalModel) -> Rung:
         context_tokens=local.context_tokens,
         wire="local",
         is_local=True,
+        resume="text",
     )
     return Rung(backend, local.name, local.why, local.weights)
 
 
 class _Builder:
-    def __init__(self, settings: Settings, local: LocalModel | None, engine: EngineParts | None) -> None:
+    def __init__(
+        self, settings: Settings, local: LocalModel | None, engine: EngineParts | None, learned: Lessons
+    ) -> None:
         self._settings = settings
+        self._learned = learned
         self._local = local
         self._engine = engine
         self._engine_models: Mapping[str, EngineModel] = {m.name: m for m in engine.models} if engine else {}
@@ -129,6 +155,8 @@ class _Builder:
             weights=weights,
             parent=self._engine_models[name].parent if name in self._engine_models else None,
             refuses_degraded=settings.degrade == "refuse",
+            guards_json=settings.guard_json,
+            hedges=settings.hedge,
             system_prompt=settings.system_prompt,
         )
 
@@ -139,8 +167,8 @@ class _Builder:
             rungs.append(self._engine_rung(name, "the engine serves it"))
         if not environment.offline:
             if (url := environment.snb_backend_url) and environment.snb_api_prefix.endswith("/v1"):
-                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix))
-                rungs.append(Rung(backend, name, "SNB_BACKEND_URL is set"))
+                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix), probe="token")
+                rungs.append(self._informed(Rung(backend, name, "SNB_BACKEND_URL is set")))
             if environment.hf_token is not None:
                 rungs.append(
                     Rung(self._hf(), environment.ia_model, "HF_TOKEN is set", weights=environment.ia_model)
@@ -163,7 +191,18 @@ class _Builder:
             found = self._engine_rung(rung.model, "configured")
             return replace(found, weights=rung.weights or found.weights, system_prompt=rung.system_prompt)
         backend = self._backends.get(rung.backend) or self._hf()
-        return Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+        found = Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+        return self._informed(found)
+
+    def _informed(self, rung: Rung) -> Rung:
+        """With what its backend says of the model, where the configuration says nothing."""
+        learned = self._learned.get((rung.backend.name, rung.model))
+        if learned is None:
+            return rung
+        backend = rung.backend
+        if backend.context_tokens is None and isinstance(backend, OpenAIBackend):
+            backend = replace(backend, context_tokens=learned.context_tokens)
+        return replace(rung, backend=backend, weights=rung.weights or learned.weights)
 
     def _why_no_local(self) -> str:
         if not self._settings.local.enabled:
@@ -174,7 +213,7 @@ class _Builder:
         if self._engine is None or name not in self._engine_models:
             served = ", ".join(self._engine_models) or "nothing"
             raise ConfigError(f"a route asks the engine for {name!r}, which serves {served}")
-        return Rung(self._engine.backend, name, why, self._engine_models[name].weights)
+        return self._informed(Rung(self._engine.backend, name, why, self._engine_models[name].weights))
 
     def _hf(self) -> Backend:
         if "hf" in self._backends:
@@ -205,6 +244,10 @@ def _backend(settings: BackendSettings) -> Backend:
         api_key=settings.api_key,
         known_fields=OPENAI_FIELDS if only_openai else None,
         context_tokens=settings.context_tokens,
+        resume=settings.resume or preset.resume,
+        probe=settings.probe or preset.probe,
+        max_in_flight=settings.max_in_flight,
+        position_seeds=settings.position_seeds,
     )
 
 

@@ -17,6 +17,7 @@ from sive.events import (
     Alarm,
     Begin,
     CallerLeft,
+    Cancelled,
     Close,
     Command,
     End,
@@ -31,7 +32,8 @@ from sive.events import (
     Step,
     Whole,
 )
-from sive.relay import Happening, StreamRelay, has_token, is_error
+from sive.relay import Happening, has_token, is_error
+from sive.relay import Relay as AnyRelay
 from sive.wires import Exchange, Wire, WireRequest
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,10 @@ class Driver:
         """Take the first step; the rest follows from what happens."""
         self._go_on(None)
 
+    def cancel(self, *, status: int, message: str, code: str) -> None:
+        """End the request from outside; its caller is told."""
+        self.put(Cancelled(self._loop.time(), status, message, code))
+
     async def run(self) -> None:
         """Drive the chain to its end; whatever is open then is closed, also when this task is cancelled."""
         over = self._loop.create_future()
@@ -117,6 +123,7 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._chain.close()
         for attempt in self._attempts.values():
             attempt.close()
         self._attempts.clear()  # they hold this driver in turn
@@ -220,7 +227,7 @@ class _Attempt:
         self._take = self._collect
         self._translate: Translate | None = None
         self._splitter: sse.Splitter | None = None
-        self._relay: StreamRelay | None = None
+        self._relay: AnyRelay | None = None
         self._lost: LostError | None = None
 
     # The driver's side
@@ -232,7 +239,7 @@ class _Attempt:
         except Exception:  # a backend's flow may be anybody's: whatever broke, the request must go on
             self._break()
 
-    def relay(self, relay: StreamRelay) -> None:
+    def relay(self, relay: AnyRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
         self._relay, self._take = relay, self._pass_on
         self._pass_on(bytes(self._body))
@@ -245,6 +252,7 @@ class _Attempt:
         """The caller is not slow any more."""
         if self._relay is not None and self._relay.is_blocked and self._exchange is not None:
             self._relay.is_blocked = False
+            self._relay.fed_at = self._loop.time()  # its patience begins now
             self._exchange.resume()
 
     def close(self) -> None:

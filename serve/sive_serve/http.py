@@ -267,7 +267,8 @@ class Exchange:
 
     def came_with(self, authorization: str) -> bool:
         """Did the request come with this ``Authorization`` header?"""
-        return hmac.compare_digest(self._header(b"authorization"), authorization.encode("latin-1"))
+        mine = self.headers.get("authorization", "")
+        return hmac.compare_digest(mine.encode("latin-1"), authorization.encode("latin-1"))
 
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the caller is told."""

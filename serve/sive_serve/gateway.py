@@ -25,6 +25,7 @@ from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
 
 from sive_serve.auth import KeyRing
+from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
@@ -131,15 +132,30 @@ class Gateway:
         except RequestError as problem:
             self.refuse(exchange, problem)
             return
-        face = StreamFace() if call.stream else WholeFace(call)
-        now = asyncio.get_running_loop().time()
-        chain = Chain(call, model, face, self.policy, health=self.health, now=now)
         exchange.request_id = call.request_id
-        exchange.driver = Driver(
-            chain, self._wires, exchange, ended=lambda failure: self._ended(exchange, chain.report, failure)
-        )
+        exchange.driver = self._driver(exchange, call, model)
         self.running.add(exchange)
         exchange.driver.start()
+
+    def _driver(self, exchange: Exchange, call: Call, model: Model) -> Direct | Driver:
+        now = asyncio.get_running_loop().time()
+
+        def ended(report: Report, failure: Exception | None) -> None:
+            self._ended(exchange, report, failure)
+
+        if is_direct(call, model, self.health, now):
+            return Direct(
+                call,
+                model,
+                self.policy,
+                health=self.health,
+                wires=self._wires,
+                caller=exchange,
+                ended=ended,
+            )
+        face = StreamFace() if call.stream else WholeFace(call)
+        chain = Chain(call, model, face, self.policy, health=self.health, now=now)
+        return Driver(chain, self._wires, exchange, ended=lambda failure: ended(chain.report, failure))
 
     def refuse(self, exchange: Exchange, problem: RequestError) -> None:
         """Answer a request that reaches no route."""

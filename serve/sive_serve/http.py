@@ -16,6 +16,8 @@ from sive.errors import RequestError
 from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sive_serve.direct import Direct
+
 if TYPE_CHECKING:
     from sive_serve.gateway import Gateway
 
@@ -141,7 +143,7 @@ class Exchange:
     def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.request_id = ""
-        self.driver: Driver | None = None
+        self.driver: Direct | Driver | None = None
         self.has_begun = False
         # What uvicorn looks at:
         self.disconnected = False

@@ -224,7 +224,7 @@ class _Attempt:
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._body = bytearray()
-        self._take = self._collect
+        self._take: Callable[[bytes], None] = self._collect
         self._translate: Translate | None = None
         self._splitter: sse.Splitter | None = None
         self._relay: AnyRelay | None = None
@@ -258,6 +258,7 @@ class _Attempt:
     def close(self) -> None:
         """Abort; the connection closes at once."""
         self._is_closed = True
+        self._take = _nowhere  # a method of its own would keep it alive, and the whole request with it
         if self._exchange is not None:
             self._exchange.close()
 
@@ -374,6 +375,10 @@ class _Attempt:
     def _tell(self, event: First | Whole | Happening) -> None:
         if not self._is_closed:
             self._driver.put(Event(self._id, self._loop.time(), event))
+
+
+def _nowhere(_: bytes) -> None:
+    """Bytes after the end."""
 
 
 def _first_said(whole: bytes) -> First | None:

@@ -16,7 +16,8 @@ class Transcript:
 
     ``prompt_ids``, ``ids``: tokens of the prompt and of the answer as the backend that spoke last counted
     them. After the first ``settled`` ids the text is surely complete, and ``settled_chars`` long: later ones
-    may end in the middle of a character. ``spent``: tokens of ``text`` from before that backend's prompt began to contain them.
+    may end in the middle of a character. ``spent``: tokens of ``text`` from before that backend's prompt
+    began to contain them.
     ``has_all_ids``: no piece of text came without its ids. ``holds_back``: text may be missing whose ids are
     there. ``is_plain``: nothing but text was said.
     """

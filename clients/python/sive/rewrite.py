@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from sive.protocol import DONE, Endpoint, Json, event, usage
 from sive.relay import (
-    CUT_SHORT,
     FailedInBand,
-    Finished,
     Label,
     Relay,
     merged,
@@ -93,14 +91,6 @@ class RewritingRelay(Relay):
         choice: Json = {"index": 0, "delta": {}}
         chunk = self._rewritten({"choices": [choice]}, choice, shown, reason_)
         return event(chunk) + self.finish()
-
-    def _done(self) -> bytes:
-        if not self._finished:
-            self._happening = FailedInBand(CUT_SHORT)
-            return b""
-        out = self.finish()
-        self._happening = Finished(self.usage)
-        return out
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         finished = self._notice(chunk)

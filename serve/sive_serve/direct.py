@@ -12,7 +12,8 @@ from dataclasses import replace
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
-from sive.chain import MAX_BYTES_PER_TOKEN, Chain
+from sive.candidates import MAX_BYTES_PER_TOKEN
+from sive.chain import Chain
 from sive.drive import MAX_REPLY_BYTES, Caller, Driver
 from sive.errors import LostError
 from sive.events import Begin, Command, End

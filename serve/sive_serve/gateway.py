@@ -23,6 +23,7 @@ from sive.routes import Model, Rest, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
+from sive.wires.outbox import Outbox
 
 from sive_serve.auth import KeyRing
 from sive_serve.direct import Direct, is_direct
@@ -79,6 +80,7 @@ class Gateway:
         # A request makes hundreds of containers that die with it: looking at them 70 requests less often is
         # worth 3 % of its time.
         gc.set_threshold(GC_THRESHOLD)
+        self.outbox = Outbox()
         self._wires = {"http": HttpWire(connect_s=self.settings.gateway.connect_s)}
         if self.local is not None:
             self._wires["local"] = LocalWire(self.settings.local)

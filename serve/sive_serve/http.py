@@ -106,6 +106,25 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.answering is not None:
             self.answering.drained()
 
+    def write(self, data: bytes) -> None:
+        """Send this with whatever else leaves in this turn of the loop."""
+        self.gateway.outbox.write(self.transport, data)
+
+    def close(self) -> None:
+        """Close the connection after what was written."""
+        self.gateway.outbox.flush()
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self.gateway.outbox.flush()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP; the answers before it are still owed."""
+        self.gateway.outbox.flush()
+        super().send_400_response(msg)
+
     def _endpoint(self) -> Endpoint | None:
         if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
             return None
@@ -175,7 +194,7 @@ class Exchange:
         if self._is_whole:
             self._gateway.answer(self, bytes(self._body))
         elif self.headers.get("expect", "").lower() == "100-continue":
-            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def take(self, data: bytes) -> None:
         """Some of the body."""
@@ -250,7 +269,7 @@ class Exchange:
         head, self._head = self._head, b""
         if not self.disconnected:
             framed = b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._is_chunked else head + data
-            self._protocol.transport.write(framed)
+            self._protocol.write(framed)
 
     def end(self, data: bytes) -> None:
         """The rest of the body."""
@@ -262,9 +281,9 @@ class Exchange:
         self._protocol.answering = None
         if self.disconnected:
             return
-        self._protocol.transport.write(self._head + last)
+        self._protocol.write(self._head + last)
         if not self.keep_alive:
-            self._protocol.transport.close()
+            self._protocol.close()
         self._protocol.on_response_complete()
 
     def came_with(self, authorization: str) -> bool:
@@ -282,4 +301,4 @@ class Exchange:
         if self.driver is not None:
             self.driver.close()
             self.driver = None
-        self._protocol.transport.close()
+        self._protocol.close()

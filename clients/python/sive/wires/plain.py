@@ -17,6 +17,7 @@ import httptools
 
 from sive.errors import LostError, Why
 from sive.wires import KEEPALIVE_S, Receiver, WireRequest
+from sive.wires.outbox import Outbox
 
 MAX_HEAD_BYTES = 65_536
 HIGH_WATER_BYTES = 262_144
@@ -36,6 +37,7 @@ class PlainWire:
         self._connect_s = connect_s
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox()
         self._idle: defaultdict[Address, deque[_Connection]] = defaultdict(deque)
 
     async def open(self, request: WireRequest) -> "_Reply":
@@ -198,7 +200,7 @@ class _Connection(asyncio.Protocol):
             self._lose("reset")
             return
         exchange.connection = self
-        self._transport.write(request)
+        self._wire.outbox.write(self._transport, request)
 
     def pause(self) -> None:
         """Read no more for now."""

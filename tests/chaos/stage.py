@@ -1,0 +1,93 @@
+"""Where scenes are played: the hosts, one gateway for all of them, a folder."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.callers import ask
+from tests.chaos.faults import Fault
+from tests.chaos.outcome import Outcome, judge
+from tests.chaos.scene import Cell, Scene, cells, config, staged
+from tests.conftest import clean_environment, launch
+from tests.lab.hosts import Hosts
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a cell: its worst outcome, most attempts and longest time, and the log of the worst."""
+
+    cell: Cell
+    outcome: Outcome
+    attempts: int
+    seconds: float
+    log: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """What should have become of it."""
+        stream = self.cell.caller != "gateway JSON"
+        return self.cell.fault.expected(stream=stream, alone=self.cell.alone)
+
+    @property
+    def is_expected(self) -> bool:
+        """Did it?"""
+        return self.outcome.matches(self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The cells of some faults, ready to be played in any order and at once."""
+
+    cells: list[Cell]
+    gateway: str
+    folder: Path
+
+    def play(self, cell: Cell) -> Result:
+        """Ask in every scene of a cell; the first unexpected outcome is the cell's."""
+        results = [result for scene in cell.scenes for result in self._play(cell, scene)]
+        worst = next((result for result in results if not result.is_expected), results[0])
+        attempts, seconds = max(one.attempts for one in results), max(one.seconds for one in results)
+        return Result(cell, worst.outcome, attempts, seconds, worst.log)
+
+    def _play(self, cell: Cell, scene: Scene) -> Iterator[Result]:
+        before = 0
+        for got in ask(scene, gateway=self.gateway, folder=self.folder):
+            asked = scene.asked
+            outcome = judge(got, scene.fault, scene.name)
+            attempts, before = len(asked) - before, len(asked)
+            outcome = _frugal(outcome, scene, attempts)
+            log = tuple(one.line(asked[0].at) for one in asked)
+            yield Result(cell, outcome, attempts, got.seconds, (f"scene {scene.name}", *log))
+
+
+def _frugal(outcome: Outcome, scene: Scene, attempts: int) -> Outcome:
+    """An answer that took more attempts than it may is wrong, however good."""
+    if attempts > scene.fault.attempts:
+        return Outcome("WRONG", f"{attempts} attempts, at most {scene.fault.attempts}; {outcome.why}")
+    if scene.fault.spares and scene.second is not None and scene.second.seen:
+        return Outcome("WRONG", f"the second host was asked for nothing; {outcome.why}")
+    return outcome
+
+
+@contextlib.contextmanager
+def stage(faults: tuple[Fault, ...], folder: Path) -> Iterator[Stage]:
+    """Start everything; the environment of this process is made a clean one meanwhile, for the drop-ins."""
+    with _environment(folder), Hosts() as hosts:
+        scenes = list(staged(hosts, faults))
+        by_gateway = [scene for scene in scenes if scene.caller.startswith("gateway")]
+        with launch(folder, config(by_gateway)) as served:
+            yield Stage(cells(scenes), served.url, folder)
+
+
+@contextlib.contextmanager
+def _environment(home: Path) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache")))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

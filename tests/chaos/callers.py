@@ -1,19 +1,21 @@
 """Four ways to ask: both drop-ins with the routes in the process, and the plain SDK against a gateway."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import openai
 import sive
 
 from tests.chaos.outcome import Got, Json
-from tests.chaos.scene import Scene, config
+from tests.chaos.scene import Scene
+from tests.lab.upstream import Loop
 
-PATIENCE_S = 9.0
+PATIENCE_S = 12.0
 """Nothing may take longer: above the chain's own deadline."""
 
 NOBODY = "http://127.0.0.1:1/v1"
@@ -66,7 +68,7 @@ def _create(client: Any, scene: Scene) -> Callable[..., Any]:
     return endpoint.create  # type: ignore[no-any-return]
 
 
-def timed(scene: Scene, ask: Callable[[Got], None]) -> Got:
+def timed(ask: Callable[[Got], None]) -> Got:
     """Ask, and note how long it took and what was raised."""
     got, started = Got(), time.monotonic()
     try:
@@ -90,41 +92,44 @@ def _read(client: openai.OpenAI, scene: Scene, got: Got, *, stream: bool) -> Non
         got.raw = None if raw is None else bytes(raw)
 
 
-def by_gateway(url: str, scene: Scene) -> Iterator[Got]:
-    """The plain SDK against a running gateway."""
-    http = httpx2.Client(transport=Recorded(), timeout=PATIENCE_S)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
+async def _listen(client: sive.AsyncOpenAI, scene: Scene, got: Got) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        async for chunk in await _create(client, scene)(**request(scene, stream=True)):
+            got.chunks.append(chunk.to_dict())
+
+
+class Callers:
+    """Who asks; a context manager. ``toml``: the routes of the drop-ins, ``gateway``: where one listens."""
+
+    def __init__(self, toml: Path, gateway: str) -> None:
+        self._toml = toml
+        self._gateway = gateway
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Make the clients."""
+        enter = self._stack.enter_context
+        chain: Json = {"config": self._toml, "base_url": NOBODY, "api_key": "none", "timeout": PATIENCE_S}
+        http = httpx2.Client(transport=Recorded(), timeout=PATIENCE_S)
+        self._plain = enter(
+            openai.OpenAI(base_url=f"{self._gateway}/v1", api_key="none", max_retries=0, http_client=http)
+        )
+        self._sync = enter(sive.OpenAI(**chain))
+        self._loop = enter(Loop())
+        self._async = sive.AsyncOpenAI(**chain)
+        self._stack.callback(lambda: self._loop.run(self._async.close()))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close them."""
+        self._stack.close()
+
+    def ask(self, scene: Scene) -> Got:
+        """Ask once, as the scene's caller does."""
+        match scene.caller:
+            case "sync SDK":
+                return timed(lambda got: _read(self._sync, scene, got, stream=True))
+            case "async SDK":
+                return timed(lambda got: self._loop.run(_listen(self._async, scene, got)))
         stream = scene.caller == "gateway stream"
-        for _ in range(scene.fault.times):
-            yield timed(scene, lambda got: _read(client, scene, got, stream=stream))
-
-
-def by_sync_sdk(toml: Path, scene: Scene) -> Iterator[Got]:
-    """`from sive import OpenAI`."""
-    with sive.OpenAI(config=toml, base_url=NOBODY, api_key="none", timeout=PATIENCE_S) as client:
-        for _ in range(scene.fault.times):
-            yield timed(scene, lambda got: _read(client, scene, got, stream=True))
-
-
-def by_async_sdk(toml: Path, scene: Scene) -> Iterator[Got]:
-    """`from sive import AsyncOpenAI`, in an event loop of its own."""
-
-    async def read(client: sive.AsyncOpenAI, got: Got) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            async for chunk in await _create(client, scene)(**request(scene, stream=True)):
-                got.chunks.append(chunk.to_dict())
-
-    with asyncio.Runner() as runner:
-        client = sive.AsyncOpenAI(config=toml, base_url=NOBODY, api_key="none", timeout=PATIENCE_S)
-        for _ in range(scene.fault.times):
-            yield timed(scene, lambda got: runner.run(read(client, got)))
-        runner.run(client.close())
-
-
-def ask(scene: Scene, *, gateway: str, folder: Path) -> Iterator[Got]:
-    """Ask as the scene's caller does, as often as its fault says."""
-    if scene.caller.startswith("gateway"):
-        return by_gateway(gateway, scene)
-    toml = folder / f"{scene.name}.toml"
-    toml.write_text(config([scene]))
-    return (by_sync_sdk if scene.caller == "sync SDK" else by_async_sdk)(toml, scene)
+        return timed(lambda got: _read(self._plain, scene, got, stream=stream))

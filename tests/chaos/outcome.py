@@ -82,7 +82,7 @@ def judge(got: Got, fault: Fault, model: str) -> Outcome:
     if problem := _misshapen(got, fault, wanted):
         return Outcome("WRONG", problem)
     if got.switched_at is not None:
-        problem = _not_carried_on(got, got.switched_at, wanted)
+        problem = _not_carried_on(got, wanted)
         return Outcome("WRONG", problem) if problem else Outcome("other", _speaker(got))
     problem = _not_whole(got, fault, wanted, model)
     return Outcome("WRONG", problem) if problem else Outcome("whole", _speaker(got))
@@ -115,7 +115,9 @@ def _error_event(got: Got, wanted: Json, code: str | None) -> Outcome:
         return Outcome("WRONG", "an error event, and then a clean [DONE]")
     if any(choice.get("finish_reason") for choice in got.choices):
         return Outcome("WRONG", "an error event after a finish_reason")
-    if problem := _differs(got, wanted, is_half=True):
+    carried = got.switched_at is not None
+    problem = _not_carried_on(got, wanted) if carried else _differs(got, wanted, is_half=True)
+    if problem:
         return Outcome("WRONG", f"an error event, and before it: {problem}")
     return Outcome("error", f"error event: {_message(got.error)}", None, code)
 
@@ -148,7 +150,7 @@ def _misshapen(got: Got, fault: Fault, wanted: Json) -> str:
 
 
 def _misshapen_choices(got: Got, wanted: Json) -> str:
-    for choice in wanted["choices"]:
+    for choice in wanted["choices"][: 1 if _gives_one(got) else None]:
         mine = [one["finish_reason"] for one in got.choices if one["index"] == choice["index"]]
         if len([reason for reason in mine if reason]) != 1:
             return f"finish_reasons of choice {choice['index']}: {[reason for reason in mine if reason]}"
@@ -157,6 +159,12 @@ def _misshapen_choices(got: Got, wanted: Json) -> str:
     if not said[0].get("sive") or not all(one.get("sive") for one in finishing):
         return "no sive object in the first chunk, or where it ends"
     return ""
+
+
+def _gives_one(got: Got) -> bool:
+    """Did the one who answered say that it does not know ``n``?"""
+    said = got.chunks if got.answer is None else [got.answer]
+    return any("n" in (one.get("sive") or {}).get("dropped", ()) for one in said)
 
 
 def _roles(got: Got) -> int:
@@ -223,8 +231,9 @@ def _logprobs_differ(got: Got, fault: Fault, wanted: Json) -> str:
 # Another voice
 
 
-def _not_carried_on(got: Got, switched_at: int, wanted: Json) -> str:
-    if got.answer is not None:
+def _not_carried_on(got: Got, wanted: Json) -> str:
+    switched_at = got.switched_at
+    if got.answer is not None or switched_at is None:
         return ""
     before = got.text(until=switched_at)
     if not _said(wanted["choices"][0]).startswith(before):

@@ -15,11 +15,11 @@ from tests.lab.upstream import Seen, Upstream
 CALLERS = ("sync SDK", "async SDK", "gateway stream", "gateway JSON")
 
 CLOCKS = {
-    "deadline_s": 6,
+    "deadline_s": 8,
     "connect_s": 1,
     "head_s": 0.3,
-    "first_token_s": 0.5,
-    "stall_s": 0.5,
+    "first_token_s": 1,
+    "stall_s": 1,
     "whole_s": 3,
     "rest_s": 0.5,
     "drain_s": 1,
@@ -36,6 +36,11 @@ class Scene:
     alone: bool
     primary: Upstream | None
     second: Upstream | None
+
+    @property
+    def is_of_gateway(self) -> bool:
+        """Is it asked through a gateway?"""
+        return self.caller.startswith("gateway")
 
     @property
     def hosts(self) -> list[Upstream]:
@@ -77,14 +82,14 @@ def config(scenes: list[Scene]) -> str:
     return _table("[gateway]", CLOCKS, GatewaySettings) + "".join(scene.toml() for scene in scenes)
 
 
-def staged(hosts: Hosts, faults: tuple[Fault, ...]) -> Iterator[Scene]:
+def staged(hosts: Hosts, faults: tuple[Fault, ...], *, prefix: str = "f") -> Iterator[Scene]:
     """Every scene of some faults, each with hosts of its own."""
     for number, fault in enumerate(faults):
         for caller in CALLERS:
             for alone in (False, True) if fault.cpu is not None else (False,):
                 for place, manner in enumerate(fault.primary):
                     kind = "".join(word[0] for word in caller.split())
-                    name = f"f{number}{kind}{'cpu' if alone else ''}-{place}"
+                    name = f"{prefix}{number}{kind}{'cpu' if alone else ''}-{place}"
                     primary = None if manner == REFUSED else hosts.add(manner, VOICE)  # type: ignore[arg-type]
                     second = None if alone else hosts.add(fault.second, fault.second_voice)
                     yield Scene(name, fault, caller, alone, primary, second)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.callers import ask
+from tests.chaos.callers import Callers
 from tests.chaos.faults import Fault
 from tests.chaos.outcome import Outcome, judge
 from tests.chaos.scene import Cell, Scene, cells, config, staged
 from tests.conftest import clean_environment, launch
 from tests.lab.hosts import Hosts
+from tests.lab.manners import speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,7 @@ class Stage:
     """The cells of some faults, ready to be played in any order and at once."""
 
     cells: list[Cell]
-    gateway: str
-    folder: Path
+    callers: Callers
 
     def play(self, cell: Cell) -> Result:
         """Ask in every scene of a cell; the first unexpected outcome is the cell's."""
@@ -53,7 +53,8 @@ class Stage:
 
     def _play(self, cell: Cell, scene: Scene) -> Iterator[Result]:
         before = 0
-        for got in ask(scene, gateway=self.gateway, folder=self.folder):
+        for _ in range(scene.fault.times):
+            got = self.callers.ask(scene)
             asked = scene.asked
             outcome = judge(got, scene.fault, scene.name)
             attempts, before = len(asked) - before, len(asked)
@@ -75,17 +76,24 @@ def _frugal(outcome: Outcome, scene: Scene, attempts: int) -> Outcome:
 def stage(faults: tuple[Fault, ...], folder: Path) -> Iterator[Stage]:
     """Start everything; the environment of this process is made a clean one meanwhile, for the drop-ins."""
     with _environment(folder), Hosts() as hosts:
+        # The first request of a process pays for its imports and its certificates: nobody's first token.
+        warm = list(staged(hosts, (Fault("warm up", (speaks(),)),), prefix="warm"))
         scenes = list(staged(hosts, faults))
-        by_gateway = [scene for scene in scenes if scene.caller.startswith("gateway")]
-        with launch(folder, config(by_gateway)) as served:
-            yield Stage(cells(scenes), served.url, folder)
+        toml = folder / "sdk.toml"
+        toml.write_text(config([scene for scene in warm + scenes if not scene.is_of_gateway]))
+        through = config([scene for scene in warm + scenes if scene.is_of_gateway])
+        with launch(folder, through) as served, Callers(toml, served.url) as callers:
+            for scene in warm:
+                callers.ask(scene)
+            yield Stage(cells(scenes), callers)
 
 
 @contextlib.contextmanager
 def _environment(home: Path) -> Iterator[None]:
     before = dict(os.environ)
+    clean = clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache"))
     os.environ.clear()
-    os.environ.update(clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache")))
+    os.environ.update(clean)
     try:
         yield
     finally:

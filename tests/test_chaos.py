@@ -25,6 +25,11 @@ def test_a_caller_gets_what_the_table_says(ready: Stage, fault: Fault) -> None:
     assert not [_told(result) for result in results if not result.is_expected]
 
 
+def test_the_books_add_up(ready: Stage) -> None:
+    """After all that, every cut that the gateway counted was mended or told, and none twice."""
+    assert ready.books().add_up, str(ready.books())
+
+
 def _told(result: Result) -> str:
     where = f"{result.cell.caller}{', CPU' if result.cell.alone else ''}"
     got = f"expected {result.expected}, got {result.outcome.kind}: {result.outcome.why}"

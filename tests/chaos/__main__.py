@@ -8,18 +8,20 @@ Examples:
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.chaos.books import Books
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.scene import Cell
 from tests.chaos.scorecard import scorecard
 from tests.chaos.stage import Result, Stage, stage
 
@@ -35,11 +37,12 @@ def main() -> int:
         print(f"no fault has {asked.only!r} in its name: --list shows them", file=sys.stderr)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 160)
-    results, was_stopped = _played(faults, asked.at_once, console)
-    scorecard(results, console)
-    if was_stopped:
+    played = _played(faults, asked.at_once, console)
+    scorecard(played.results, console)
+    if played.books is None:
         return 130
-    return 0 if all(result.is_expected for result in results) else 1
+    console.print(f"the gateway counted {played.books}")
+    return 0 if played.books.add_up and all(result.is_expected for result in played.results) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -56,23 +59,30 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _played(faults: tuple[Fault, ...], at_once: int, console: Console) -> tuple[list[Result], bool]:
-    """The results in the table's order, and whether Ctrl-C came before the last."""
+@dataclass(slots=True)
+class Played:
+    """The results in the table's order; no ``books`` when Ctrl-C came before the last."""
+
+    results: list[Result]
+    books: Books | None = None
+
+
+def _played(faults: tuple[Fault, ...], at_once: int, console: Console) -> Played:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results: dict[Cell, Result] = {}
+    played = Played([])
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    was_stopped = False
-    with tempfile.TemporaryDirectory(prefix="sive-chaos-") as folder:
-        try:
-            with stage(faults, Path(folder)) as ready, Progress(*bar, console=console) as progress:
-                task = progress.add_task("", total=len(ready.cells))
-                for result in _each(ready, at_once):
-                    results[result.cell] = result
-                    progress.update(task, advance=1, description=f"{result.cell.fault.name[:40]:40}")
-        except KeyboardInterrupt:
-            was_stopped = True
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sive-chaos-"))
+        ready = stack.enter_context(stage(faults, Path(folder)))
+        progress = stack.enter_context(Progress(*bar, console=console))
+        task = progress.add_task("", total=len(ready.cells))
+        for result in _each(ready, at_once):
+            played.results.append(result)
+            progress.update(task, advance=1, description=f"{result.cell.fault.name[:40]:40}")
+        played.books = ready.books()
     rows = {fault.name: number for number, fault in enumerate(faults)}
-    return sorted(results.values(), key=lambda one: rows[one.cell.fault.name]), was_stopped
+    played.results.sort(key=lambda one: rows[one.cell.fault.name])
+    return played
 
 
 def _each(ready: Stage, at_once: int) -> Iterator[Result]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.lab import manners
-from tests.lab.manners import after, cuts, first, flapping, ignores, rejects, rejects_prefill, speaks
+from tests.lab.manners import after, chosen, cuts, first, flapping, ignores, rejects, rejects_prefill, speaks
 from tests.lab.upstream import Manner, html, resets, says, says_head_only, stays_silent
 from tests.lab.voice import Voice, render
 
@@ -23,8 +23,10 @@ REFUSED = "refused"
 
 DECLARED: Json = {"resume": "tokens", "probe": "passive"}
 UNDECLARED: Json = {"probe": "passive"}
+BY_POSITION: Json = DECLARED | {"position_seeds": True}
 BY_TEXT: Json = {"resume": "text", "probe": "passive"}
 WITHOUT_IDS = ignores("return_token_ids", then=WELL)
+NO_ID_PROMPTS = chosen(lambda exchange: says(400) if isinstance(exchange.body.get("prompt"), list) else WELL)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,7 +37,7 @@ class Fault:
     one's. ``times``: how often each scene is asked. ``expect``: what a caller gets, as ``Outcome.matches``
     reads it; ``expect_json`` when that differs for an answer in one piece; ``cpu`` when the only other rung
     is the CPU, None to leave that out. ``attempts``: on the hosts, at most. ``spares``: the second is never
-    asked. ``keys`` and ``second_keys`` go into the ``[[backend]]`` tables.
+    asked. ``keys``, ``second_keys`` and ``model_keys`` go into the ``[[backend]]`` and ``[model]`` tables.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Fault:
     spares: bool = False
     keys: Json = field(default_factory=lambda: DECLARED)
     second_keys: Json | None = None
+    model_keys: Json = field(default_factory=dict)
 
     @property
     def body(self) -> Json:
@@ -168,12 +171,25 @@ FAULTS = (
         spares=True,
     ),
     one("all cut, again and again", cuts(3), second=cuts(3), expect="error"),
+    one("cut, JSON in one piece", cuts(6), model_keys={"guard_json": False}),
+    # And then the next one
+    one("cut, the next is silent", first(1, cuts(6), WELL), second=stays_silent, cpu=None),
+    one("cut, the next is refused", first(1, cuts(6), WELL), second=says(503), cpu=None),
+    one("cut, the next resets once", cuts(6), second=first(1, resets, WELL), cpu=None),
+    one("cut, the next takes no token ids", first(1, cuts(6), WELL), second=NO_ID_PROMPTS, cpu=None),
+    one("cut, and cut again", cuts(6), second=first(1, cuts(4), WELL), cpu=None),
+    every(
+        "cut inside a character, twice",
+        *(cuts(k, manners.half_character) for k in EVERYWHERE[:-1:4]),
+        second=first(1, cuts(2, manners.half_character), WELL),
+    ),
     # What has to meet at the seam
     every("cut at every token, stop string", *(cuts(k) for k in EVERYWHERE), ask={"stop": ["plus grande"]}),
     every("cut at every token, max_tokens", *(cuts(k, apart=True) for k in range(10)), ask={"max_tokens": 9}),
     one("max_tokens reached at the cut", cuts(9, apart=True), ask={"max_tokens": 9}, cpu="whole", attempts=1),
     one("cut, the caller wants token ids", cuts(6), ask={"return_token_ids": True}),
-    one("cut, seeded", cuts(6), ask={"temperature": 1, "seed": 7}, keys=DECLARED | {"position_seeds": True}),
+    one("cut, seeded", cuts(6), ask={"temperature": 1, "seed": 7}, keys=BY_POSITION),
+    one("cut, sampled with a drawn seed", cuts(6), ask={"temperature": 1}, keys=BY_POSITION),
     # What cannot be resumed by tokens
     one("cut, logprobs", cuts(6), ask={"logprobs": True}, expect=IMPOSSIBLE, expect_json="whole", cpu=OTHER),
     one("cut, n = 2", cuts(6), ask={"n": 2}, expect=IMPOSSIBLE, expect_json="whole", cpu=OTHER),

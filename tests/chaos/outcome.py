@@ -74,9 +74,9 @@ def reference(fault: Fault, *, seed: int | None = None) -> Json:
     return Speech(VOICE, fault.endpoint, {**body, "model": "m"}).whole()
 
 
-def judge(got: Got, fault: Fault, model: str) -> Outcome:
-    """Compare what a caller got with the uncut answer."""
-    wanted = reference(fault)
+def judge(got: Got, fault: Fault, model: str, *, seed: int | None = None) -> Outcome:
+    """Compare what a caller got with the uncut answer; ``seed``: with which it was drawn."""
+    wanted = reference(fault, seed=seed)
     if got.error is not None:
         return _error(got, wanted)
     if problem := _misshapen(got, fault, wanted):
@@ -214,8 +214,7 @@ def _ids_differ(got: Got, fault: Fault, wanted: Json) -> str:
     prompts = [one["prompt_token_ids"] for one in [*said, *got.choices] if one.get("prompt_token_ids")]
     if not fault.body.get("return_token_ids"):
         return "token ids that nobody asked for" if ids or prompts else ""
-    asked = Speech(VOICE, fault.endpoint, {**fault.body, "model": "m"}).whole()
-    if ids != asked["choices"][0]["token_ids"] or prompts != [asked["prompt_token_ids"]]:
+    if ids != wanted["choices"][0]["token_ids"] or prompts != [wanted["prompt_token_ids"]]:
         return f"token ids {ids}, of {len(prompts)} prompts"
     return ""
 

@@ -4,9 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
-
-from sive.config.sections import BackendSettings, GatewaySettings
 
 from tests.chaos.faults import REFUSED, VOICE, WEIGHTS, Fault, Json
 from tests.lab.hosts import Hosts, refused_url
@@ -53,6 +50,11 @@ class Scene:
         seen = [one for host in self.hosts for one in host.seen if one.method == "POST"]
         return sorted(seen, key=lambda one: one.at)
 
+    @property
+    def drawn_seed(self) -> int | None:
+        """The seed that the first attempt came with, where the caller gave none."""
+        return self.asked[0].body.get("seed") if self.asked else None
+
     def toml(self) -> str:
         """Its backends and its model."""
         fault, name = self.fault, self.name
@@ -65,21 +67,20 @@ class Scene:
             rungs.append(f'{{ backend = "{name}-b", model = "pod-b", weights = "{weights}" }}')
         else:
             rungs.append('{ backend = "local", model = "embedded" }')
-        return f"{text}[model.{name}]\nroute = [{', '.join(rungs)}]\n"
+        return f"{text}{_table(f'[model.{name}]', fault.model_keys)}route = [{', '.join(rungs)}]\n"
 
 
 def _backend(name: str, url: str, keys: Json) -> str:
-    return _table("[[backend]]", {"name": name, "url": url, **keys}, BackendSettings)
+    return _table("[[backend]]", {"name": name, "url": url, **keys})
 
 
-def _table(head: str, values: Json, section: Any) -> str:
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if key in section.model_fields]
-    return "\n".join([head, *lines, ""])
+def _table(head: str, values: Json) -> str:
+    return "\n".join([head, *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
 
 
 def config(scenes: list[Scene]) -> str:
     """The ``sive.toml`` that serves them, with short clocks."""
-    return _table("[gateway]", CLOCKS, GatewaySettings) + "".join(scene.toml() for scene in scenes)
+    return _table("[gateway]", CLOCKS) + "".join(scene.toml() for scene in scenes)
 
 
 def staged(hosts: Hosts, faults: tuple[Fault, ...], *, prefix: str = "f") -> Iterator[Scene]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.books import Books, read_books
 from tests.chaos.callers import Callers
 from tests.chaos.faults import Fault
 from tests.chaos.outcome import Outcome, judge
 from tests.chaos.scene import Cell, Scene, cells, config, staged
-from tests.conftest import clean_environment, launch
+from tests.conftest import Served, clean_environment, launch
 from tests.lab.hosts import Hosts
 from tests.lab.manners import speaks
 
@@ -43,6 +44,11 @@ class Stage:
 
     cells: list[Cell]
     callers: Callers
+    gateway: Served
+
+    def books(self) -> Books:
+        """What the gateway counted so far."""
+        return read_books(self.gateway.get("/metrics").text)
 
     def play(self, cell: Cell) -> Result:
         """Ask in every scene of a cell; the first unexpected outcome is the cell's."""
@@ -56,7 +62,7 @@ class Stage:
         for _ in range(scene.fault.times):
             got = self.callers.ask(scene)
             asked = scene.asked
-            outcome = judge(got, scene.fault, scene.name)
+            outcome = judge(got, scene.fault, scene.name, seed=scene.drawn_seed)
             attempts, before = len(asked) - before, len(asked)
             outcome = _frugal(outcome, scene, attempts)
             log = tuple(one.line(asked[0].at) for one in asked)
@@ -64,7 +70,9 @@ class Stage:
 
 
 def _frugal(outcome: Outcome, scene: Scene, attempts: int) -> Outcome:
-    """An answer that took more attempts than it may is wrong, however good."""
+    """An answer that took more attempts than it may, or missed the fault, is wrong, however good."""
+    if scene.primary is not None and not scene.primary.seen:
+        return Outcome("WRONG", f"the first host was never asked: nothing was tested; {outcome.why}")
     if attempts > scene.fault.attempts:
         return Outcome("WRONG", f"{attempts} attempts, at most {scene.fault.attempts}; {outcome.why}")
     if scene.fault.spares and scene.second is not None and scene.second.seen:
@@ -85,7 +93,7 @@ def stage(faults: tuple[Fault, ...], folder: Path) -> Iterator[Stage]:
         with launch(folder, through) as served, Callers(toml, served.url) as callers:
             for scene in warm:
                 callers.ask(scene)
-            yield Stage(cells(scenes), callers)
+            yield Stage(cells(scenes), callers, served)
 
 
 @contextlib.contextmanager

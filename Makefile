@@ -16,22 +16,16 @@ COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes 
 
 help:
 	@sed -n 's/^## //p' Makefile
-run: .venv/.light
-	@$(BIN)/sive serve $(ARGS)
+run: .venv/.light ; @$(BIN)/sive serve $(ARGS)
 test: .venv/.test .venv-engine/.ready
 	$(BIN)/python -m pytest $(ARGS)
 check: .venv/.test
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
-demo: .venv/.light .venv-engine/.ready
-	@$(BIN)/python serve/demo.py
-chaos: .venv/.test
-	@$(BIN)/python -m tests.chaos $(ARGS)
-bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready
-	@$(BIN)/python -m tests.bench $(ARGS)
-models: .venv-torch/.ready
-	.venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
-embedded: .venv-torch/.ready
-	.venv-torch/bin/python lora_adapters/training/embedded.py
+demo: .venv/.light .venv-engine/.ready ; @$(BIN)/python serve/demo.py
+chaos: .venv/.test ; @$(BIN)/python -m tests.chaos $(ARGS)
+bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready ; @$(BIN)/python -m tests.bench $(ARGS)
+models: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
+embedded: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/embedded.py
 engine: .venv-engine/.ready
 lock:
 	$(COMPILE) -o serve/requirements.lock

@@ -15,7 +15,7 @@ from tests.chaos.outcome import Got, Json
 from tests.chaos.scene import Scene
 from tests.lab.upstream import Loop
 
-PATIENCE_S = 12.0
+PATIENCE_S = 20.0
 """Nothing may take longer: above the chain's own deadline."""
 
 NOBODY = "http://127.0.0.1:1/v1"

@@ -12,12 +12,12 @@ from tests.lab.upstream import Seen, Upstream
 CALLERS = ("sync SDK", "async SDK", "gateway stream", "gateway JSON")
 
 CLOCKS = {
-    "deadline_s": 9,
+    "deadline_s": 12,
     "connect_s": 1,
     "head_s": 0.3,
-    "first_token_s": 1.5,
-    "stall_s": 1.5,
-    "whole_s": 3,
+    "first_token_s": 2,
+    "stall_s": 3,
+    "whole_s": 4,
     "rest_s": 0.5,
     "drain_s": 1,
 }

@@ -141,6 +141,7 @@ class Chain:
         self._silent: set[str] = set()
         self._again_s: float | None = None
         self._too_long = ""
+        self._too_long_for = 0
         self._was_seen = False
         self._is_relaying = False
         self._is_over = False
@@ -202,6 +203,9 @@ class Chain:
         passed_over: list[Rung] = []
         rungs = [rung for rung in self._model.rungs if self._may_answer(rung)]
         for rung in rungs:
+            if self._reads_no_more(rung):
+                self._fail(rung, "context_length", "reads no more than the one for which it was too long")
+                continue
             rest = self._health.rest(rung, self._now)
             is_last = rung is rungs[-1] and not self._health.is_out_of_order(rung)
             if rest is None or is_last:
@@ -221,6 +225,12 @@ class Chain:
         else:
             return True
         return False
+
+    def _reads_no_more(self, rung: Rung) -> bool:
+        """Was the request too long for one that reads as much? The CPU truncates what it stands in for."""
+        context = rung.backend.context_tokens
+        may_truncate = rung.backend.is_local and rung.is_degraded
+        return context is not None and context <= self._too_long_for and not may_truncate
 
     def _is_plainly_too_long(self, rung: Rung) -> bool:
         context = rung.backend.context_tokens
@@ -350,6 +360,7 @@ class Chain:
             self._say_error(rung, head.status, passed_on(head.status, body), kept)
         elif verdict.follow == "too_long":
             self._too_long = self._too_long or said
+            self._too_long_for = max(self._too_long_for, rung.backend.context_tokens or 0)
             message = "the request is longer than its context"
             self._failed(attempt, "context_length", message, Verdict("next_rung"))
         else:
@@ -482,7 +493,7 @@ class Chain:
             label,
             self._voice,
             had if plan.level is None else resumed[plan.level](),
-            swallow=had.text if plan.level == "none" else "",
+            swallow={"tokens": had.unsettled, "none": had.text}.get(plan.level or "", ""),
             before=plan.before,
             resumes=plan.level is not None,
             is_limited=plan.is_limited,

@@ -92,9 +92,7 @@ def policy(clocks: Clocks = CLOCKS, *, strict: bool = False) -> Policy:
     return Policy(clocks, strict=strict, uniform=lambda least, most: most)
 
 
-def chunk(
-    text: str = "", finish: str | None = None, *, ids: list[int] | None = None, **more: Any
-) -> bytes:
+def chunk(text: str = "", finish: str | None = None, *, ids: list[int] | None = None, **more: Any) -> bytes:
     """One event of a chat stream."""
     choice: Json = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
     if ids is not None:
@@ -128,7 +126,9 @@ def payloads(data: bytes) -> list[Json]:
 def text_of(data: bytes) -> str:
     """The text that a stream shows."""
     choices = [choice for payload in payloads(data) for choice in payload.get("choices") or ()]
-    return "".join((choice.get("delta") or {}).get("content") or choice.get("text") or "" for choice in choices)
+    return "".join(
+        (choice.get("delta") or {}).get("content") or choice.get("text") or "" for choice in choices
+    )
 
 
 @dataclass(slots=True)

@@ -160,6 +160,10 @@ def test_engines_of_equal_weights_speak_as_one(
     else:
         assert (heard.text, heard.finish_reason) == (whole.text, whole.finish_reason)
         levels = {level for level, outcome in play.chain.report.resumes if outcome == "ok"}
-        if levels <= {"tokens", "length", "restart"} and heard.usage is not None and not play.chain.report.malformed:
+        if (
+            levels <= {"tokens", "length", "restart"}
+            and heard.usage is not None
+            and not play.chain.report.malformed
+        ):
             assert heard.usage == whole.usage
     assert play.adds_up()

@@ -9,6 +9,7 @@ Examples:
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -97,4 +98,6 @@ def _each(ready: Stage, at_once: int) -> Iterator[Result]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # a caller who waits for ever is a finding; its thread must not hold this process

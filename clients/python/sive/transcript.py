@@ -86,7 +86,7 @@ class Transcript:
 
     def started_over(self) -> "Transcript":
         """What a backend goes on from that is given nothing: only who the caller thinks is speaking."""
-        return Transcript(self.id, self.created, self.object, self.model)
+        return Transcript(self.id, self.created, self.object, self.model, prompt_tokens=self.prompt_tokens)
 
     @property
     def can_go_on_by_ids(self) -> bool:

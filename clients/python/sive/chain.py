@@ -112,6 +112,7 @@ class Chain:
         self._voice = Voice.of(call)
         self._again_s: float | None = None
         self._too_long = ""
+        self._diverged: set[str] = set()
         self._is_relaying = False
         self._is_over = False
         self._steps = self._run()
@@ -412,7 +413,7 @@ class Chain:
             if resume.has_all(self._call, said):
                 self._conclude(cut.rung)
                 return None
-            winner = yield from self._ask_in_turn(self._noting_failures(said, cut.rung))
+            winner = yield from self._ask_in_turn(self._ways_on(said, cut.rung))
             if winner is not None:
                 self.report.resumes.append((str(winner.plan.level), "ok"))
                 return winner
@@ -425,6 +426,7 @@ class Chain:
         self.report.fail(cut.rung.backend.name, cut.reason, cut.message)
         if cut.reason == "diverged":  # nothing of it was shown: it never carried the answer on
             self.report.resumes[-1] = (self.report.resumes[-1][0], "failed")
+            self._diverged.add(cut.rung.backend.name)
             return
         self.report.cuts.append(self.report.failures[-1])
         self._attempts.was_seen = True
@@ -435,9 +437,13 @@ class Chain:
             blame: Blame = "model" if cut.reason == "in_band_error" else "host"
             self._health.failed(cut.rung, blame, cut.message, self._now)
 
-    def _noting_failures(self, said: Transcript, cut: Rung) -> Iterator[Plan]:
+    def _ways_on(self, said: Transcript, cut: Rung) -> Iterator[Plan]:
         """The ways on; one that is given back for the next, and was tried, has failed."""
         for plan in self._candidates.to_carry_on(said, cut):
+            if plan.level != "tokens" and not self._face.has_said:
+                continue  # nothing was shown: what is not exact had better start over
+            if plan.level == "none" and plan.rung.backend.name in self._diverged:
+                continue
             tries = self._attempts.tries(plan)
             yield plan
             if self._attempts.tries(plan) > tries:

@@ -199,8 +199,7 @@ def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: i
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
-    if isinstance(least := body.get("min_tokens"), int):
-        body["min_tokens"] = max(0, least - kept.tokens)
+    _less_of_min_tokens(body, kept.tokens)
     request = replace(first, endpoint="completions", body=body)
     is_limited = left is None and context is None
     return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens, is_limited=is_limited)
@@ -223,6 +222,7 @@ def by_text(
     if (left := _left(call, said.tokens)) is not None:
         body.pop("max_completion_tokens", None)
         body["max_tokens"] = left
+    _less_of_min_tokens(body, said.tokens)
     request = replace(first, body=body)
     return Plan(rung, request, dropped, "text", keeps_stop=True, before=said.tokens)
 
@@ -247,6 +247,11 @@ def _max_tokens(call: Call) -> int | None:
         if isinstance(limit := call.body.get(name), int):
             return limit
     return DEFAULT_COMPLETION_TOKENS if call.endpoint == "completions" else None
+
+
+def _less_of_min_tokens(body: Json, tokens: int) -> None:
+    if isinstance(least := body.get("min_tokens"), int):
+        body["min_tokens"] = max(0, least - tokens)
 
 
 def _left(call: Call, tokens: int) -> int | None:

@@ -89,7 +89,8 @@ def _plan(compared: list[Served], scale: float) -> list[tuple[Load, Served]]:
 
 
 def _figures(rows: Rows) -> list[Figure]:
-    return [*_whole_figures(rows), *_stream_figures(rows)]
+    figures = [*_whole_figures(rows), *_stream_figures(rows)]
+    return [figure for figure in figures if figure.values]
 
 
 def _whole_figures(rows: Rows) -> list[Figure]:
@@ -115,8 +116,8 @@ def _whole_figures(rows: Rows) -> list[Figure]:
 def _stream_figures(rows: Rows) -> list[Figure]:
     ratios = _ratios(rows["256 streams", "sive"], rows["256 streams", "direct"], "chunks_per_s")
     ours = rows["64 streams", "sive"]
-    transit = [row["transit_p50"] / 1000 for row in ours]
-    cpu = [row["cpu_per_chunk_us"] for row in ours]
+    transit = [row["transit_p50"] / 1000 for row in ours if row["transit_p50"]]
+    cpu = [row["cpu_per_chunk_us"] for row in ours if row["cpu_per_chunk_us"]]
     return [
         Figure("chunks/s of direct's, 256 streams", 0.9, "x", ratios, at_least=True, stretch=0.98),
         Figure("transit of a chunk, p50, 64 streams", 0.4, "ms", transit),
@@ -125,8 +126,8 @@ def _stream_figures(rows: Rows) -> list[Figure]:
 
 
 def _ratios(ours: list[Row], theirs: list[Row], name: str) -> list[float]:
-    """Round by round."""
-    return [mine[name] / other[name] for mine, other in zip(ours, theirs, strict=True)]
+    """Round by round, but for rounds in which the other got nowhere."""
+    return [mine[name] / other[name] for mine, other in zip(ours, theirs, strict=True) if other[name]]
 
 
 def _tables(rows: Rows) -> list[Table]:

@@ -140,8 +140,12 @@ class Relay:
 
     def _done(self) -> bytes:
         # A backend that ignores `n` ends with fewer choices than were asked for.
-        self._happening = Finished(self.usage) if self._finished else FailedInBand(CUT_SHORT)
-        return DONE if self._finished else b""
+        if not self._finished:
+            self._happening = FailedInBand(CUT_SHORT)
+            return b""
+        out = self.finish()
+        self._happening = Finished(self.usage)
+        return out
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         """What becomes of a chunk."""
@@ -187,7 +191,7 @@ class StreamRelay(Relay):
         self._strips_ids = strips_ids
         self._kept: list[bytes] | None = [] if keeps else None
         self._kept_bytes = 0
-        self._transcript = Transcript(has_all_ids=not holds_back)
+        self._transcript = Transcript(holds_back=holds_back)
         self._rename: tuple[bytes, bytes] | None = None
         self._first = True
         self._showed_usage = False
@@ -279,7 +283,7 @@ class StreamRelay(Relay):
 
 
 def _head(said: Transcript) -> Json:
-    return {"id": said.id, "object": "chat.completion.chunk", "created": said.created}
+    return {"id": said.id, "object": said.object, "created": said.created, "model": said.model}
 
 
 def _strip_ids(chunk: Json) -> bool:

@@ -19,7 +19,7 @@ class LagMonitor:
     """Times its event loop. ``report``: where it says what it saw, in milliseconds.
 
     A tick is how late the timer was, and the CPU time that the loop's thread took since the tick before:
-    what is late without CPU time was waiting for a core.
+    what is late without CPU time was waiting for a core. The loop keeps it alive.
     """
 
     def __init__(self, report: Path) -> None:
@@ -64,10 +64,9 @@ def _quantile(ordered: list[float], share: float) -> float:
 
 
 async def _idle(report: Path) -> None:
-    monitor = LagMonitor(report)
+    LagMonitor(report)
     print("idle", flush=True)
     await asyncio.Event().wait()
-    del monitor
 
 
 def _serve(report: Path) -> None:
@@ -78,7 +77,7 @@ def _serve(report: Path) -> None:
 
     async def started(self: gateway.Gateway) -> None:
         await start(self)
-        self.lag_monitor = LagMonitor(report)
+        LagMonitor(report)
 
     gateway.Gateway.start = started
     main()

@@ -21,7 +21,7 @@ from tests.bench.report import Figure, Section, Table, cell, median
 WARM_UP_S, MIXED_S = 1.5, 6.0
 SCRAPE_S = 1.0
 TELL_S = 10.0
-LONG_TURNS = 175
+LONG_TURNS = 182
 """Of a conversation of 100 KB."""
 
 MONITORED = Path(__file__).with_name("monitored.py")

@@ -72,7 +72,7 @@ static int by_size(const void *a, const void *b) {
 }
 
 static void print_quantiles(const char *name, struct samples *s) {
-    qsort(s->us, s->count, sizeof *s->us, by_size);
+    if (s->count) qsort(s->us, s->count, sizeof *s->us, by_size);
     for (int percent = 50; percent <= 99; percent += 49)
         if (s->count) printf(",\"%s_p%d\":%.1f", name, percent, s->us[(size_t)(percent / 100.0 * (s->count - 1))]);
         else printf(",\"%s_p%d\":null", name, percent);

@@ -39,7 +39,9 @@ def proxy(upstream: Upstream) -> Iterator[CuttingProxy]:
 
 def asked(proxy: CuttingProxy, user: str = "someone", **body: object) -> Answer:
     """What a caller of the proxy gets."""
-    return ask(proxy.url, "/chat/completions", {"model": "m", "stream": True, "user": user, **body}, timeout=2)
+    return ask(
+        proxy.url, "/chat/completions", {"model": "m", "stream": True, "user": user, **body}, timeout=2
+    )
 
 
 def test_what_is_not_armed_passes_unchanged(proxy: CuttingProxy) -> None:

@@ -56,19 +56,20 @@ class Answer:
         return self.seen_fields & {"token_ids", "prompt_token_ids", "prompt_text"}
 
 
-def ask(url: str, path: str, body: Json, *, timeout: float = 60) -> Answer:
-    """POST a request and read its answer to the end."""
+def ask(
+    url: str, path: str, body: Json, *, timeout: float = 60, into: Answer | None = None
+) -> Answer:
+    """POST a request and read its answer to the end; ``into`` may be watched while it grows."""
+    answer = into or Answer()
     if body.get("stream"):
-        return _ask_stream(url + path, body, timeout)
-    answer = Answer()
+        return _ask_stream(url + path, body, timeout, answer)
     response = httpx2.post(url + path, json=body, timeout=timeout)
     answer.status = response.status_code
     _take(answer, response.json())
     return answer
 
 
-def _ask_stream(url: str, body: Json, timeout: float) -> Answer:
-    answer = Answer()
+def _ask_stream(url: str, body: Json, timeout: float, answer: Answer) -> Answer:
     with httpx2.stream("POST", url, json=body, timeout=timeout) as response:
         answer.status = response.status_code
         if response.status_code != 200:

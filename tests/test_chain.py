@@ -24,6 +24,7 @@ from sive.events import (
     Whole,
 )
 from sive.faces import StreamFace, WholeFace
+from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.protocol import dumps, loads
 from sive.relay import FailedInBand, Finished, Finishing
@@ -68,17 +69,21 @@ class Play:
         asked: Call | None = None,
         strict: bool = False,
         rests: dict[str, Rest] | None = None,
+        health: Health | None = None,
+        now: float = 0.0,
         **model: Any,
     ) -> None:
         self.call = asked or call(stream=True)
-        face = StreamFace(self.call) if self.call.stream else WholeFace()
+        face = StreamFace() if self.call.stream else WholeFace(self.call)
+        policy = Policy(CLOCKS, strict=strict, uniform=lambda least, most: most)
+        self.health = health or Health(policy, rests=lambda: rests or {})
         self.chain = Chain(
             self.call,
             Model("spinoza", rungs, **model),
             face,
-            Policy(CLOCKS, strict=strict),
-            rests=rests or {},
-            now=0.0,
+            policy,
+            health=self.health,
+            now=now,
         )
         self.done: list[Command] = []
         self.until: float | None = None

@@ -108,10 +108,22 @@ def test_a_wrong_key_does_not_answer_gpt2(status: int, raised: type[openai.APISt
         assert len(host.seen) == 1
 
 
-def test_a_cut_stream_raises() -> None:
-    """Half an answer is an error for the caller, never a clean end."""
+def test_a_cut_stream_is_carried_on_by_the_cpu() -> None:
+    """When the host is gone in the middle the CPU goes on from there, and says that it is another voice."""
     with Upstream(upstream.cuts_after(3)) as host, client(host.port) as sdk:
-        stream = sdk.chat.completions.create(model="m", messages=HI, stream=True)
+        chunks = list(sdk.chat.completions.create(model="m", messages=HI, stream=True, max_tokens=9))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks).startswith("w0 w1 w2 ")
+    assert chunks[-1].choices[0].finish_reason == "length"
+    said = chunks[-1].model_extra["sive"]  # type: ignore[index]
+    assert (said["backend"], said["degraded"], said["resumed"]) == ("local", True, True)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_cut_stream_that_nobody_can_carry_on_raises() -> None:
+    """Half an answer is an error for the caller, never a clean end: tools are more than one text."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    with Upstream(upstream.cuts_after(3)) as host, client(host.port) as sdk:
+        stream = sdk.chat.completions.create(model="m", messages=HI, stream=True, tools=tools)  # type: ignore[call-overload]
         with pytest.raises(openai.APIError, match="broke off"):
             list(stream)
 

@@ -15,6 +15,7 @@ from sive.config import Settings
 from sive.drive import Driver
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
+from sive.health import Health
 from sive.policy import Policy
 from sive.protocol import Endpoint
 from sive.report import Report
@@ -27,6 +28,7 @@ from sive_serve.asgi import AsgiCaller, CallerLeftError, Receive, Scope, Send, h
 from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.metrics import Metrics
+from sive_serve.running import Running
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
@@ -48,9 +50,10 @@ class Gateway:
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
         self.metrics = Metrics(CollectorRegistry())
-        self.in_flight = 0
-        self.metrics.in_flight.set_function(lambda: self.in_flight)
+        self.running = Running()
+        self.metrics.in_flight.set_function(lambda: self.running.count)
         self.policy = Policy(clocks(settings))
+        self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
         self.started_at = time.time()
@@ -96,9 +99,9 @@ class Gateway:
             return
         except CallerLeftError:
             return
-        face = StreamFace(call) if call.stream else WholeFace()
-        chain = Chain(call, model, face, self.policy, rests=self.rests(), now=now)
-        await self._run(chain, receive, AsgiCaller(send))
+        face = StreamFace() if call.stream else WholeFace(call)
+        chain = Chain(call, model, face, self.policy, health=self.health, now=now)
+        await self._run(chain, receive, AsgiCaller(send), headers.get("authorization", ""))
 
     async def refuse(self, send: Send, problem: RequestError, *, request_id: str = "") -> None:
         """Answer a request that reaches no route."""
@@ -106,11 +109,16 @@ class Gateway:
         log.info("%s - - %s refused: %s", request_id or "-", problem.status, problem.code)
         await refuse(send, problem, request_id=request_id)
 
-    async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller) -> None:
+    def cancel(self, request_id: str, authorization: str) -> int:
+        """End the requests that run under an id and the same key; how many there were."""
+        return self.running.cancel(request_id, authorization)
+
+    async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller, authorization: str) -> None:
         """Drive a chain to its end, and tell the driver when the caller leaves."""
         driver = Driver(chain, self._wires, caller)
         watch = _Watch(receive, driver)
-        self.in_flight += 1
+        request_id = chain.report.call.request_id
+        self.running.add(request_id, driver, authorization)
         try:
             await driver.run()
         except Exception:  # the outermost frame of a request: the process stays up, the caller is told
@@ -121,7 +129,7 @@ class Gateway:
         else:
             self._observe(chain.report)
         finally:
-            self.in_flight -= 1
+            self.running.remove(request_id, driver)
             watch.cancel()
 
     def _model(self, call: Call) -> Model:
@@ -195,6 +203,8 @@ class _Watch:
 def _parts(engine: Engine | None) -> EngineParts | None:
     if engine is None:
         return None
-    backend = OpenAIBackend("engine", engine.url, context_tokens=engine.context_tokens)
+    backend = OpenAIBackend(
+        "engine", engine.url, context_tokens=engine.context_tokens, resume="tokens", probe="token"
+    )
     models = [EngineModel(model.name, model.weights, model.parent) for model in engine.models.values()]
     return EngineParts(backend, models)

@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
         """The first signal drains, the second does not wait."""
         if self.should_exit:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news
-        elif running := self._gateway.in_flight:
+        elif running := self._gateway.running.count:
             seconds = self._gateway.settings.gateway.drain_s
             log.warning(
                 "stopping: %d still being answered, for up to %g s; once more stops now", running, seconds

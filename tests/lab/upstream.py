@@ -1,21 +1,29 @@
 """An OpenAI-shaped server on raw sockets with scripted manners: frameworks cannot misbehave like this."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
+
+from tests.lab.voice import Voice
 
 Json = dict[str, Any]
+LAB = Voice("lab")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Seen:
-    """A request as it arrived."""
+    """A request as it arrived, and what was done: ``status``, ``events`` that went out, the ``end``.
+
+    ``left_at``: when the other side left before that end.
+    """
 
     at: float
     method: str
@@ -23,15 +31,36 @@ class Seen:
     headers: dict[str, str]
     body: Json
     left_at: float | None = None
+    status: int | None = None
+    events: int = 0
+    end: str = "open"
+
+    def line(self, since: float) -> str:
+        """One line of a log."""
+        asked = {name: self.body[name] for name in ("max_tokens", "stream", "stop") if name in self.body}
+        asked |= {"prompt": f"{len(self.body['prompt'])} long"} if "prompt" in self.body else {}
+        left = f", left at {self.left_at - since:.3f}" if self.left_at is not None else ""
+        done = f"{self.status or 'no head'}, {self.events} events, {self.end}{left}"
+        return f"{self.at - since:7.3f} {self.path} {json.dumps(asked)}: {done}"
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and the socket to answer it on."""
+    """One request and the socket to answer it on.
+
+    ``voice``: who speaks here. ``number``: how many requests this host had before. ``body``: the request as
+    the host chooses to read it.
+    """
 
     seen: Seen
     writer: asyncio.StreamWriter
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    voice: Voice = LAB
+    number: int = 0
+    body: Json = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.body = dict(self.seen.body)
 
     async def raw(self, data: bytes) -> None:
         """Write bytes."""
@@ -40,6 +69,7 @@ class Exchange:
 
     async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
         """Write a head that is followed by chunked transfer."""
+        self.seen.status = status
         lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}", "transfer-encoding: chunked"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.raw("\r\n".join([*lines, "", ""]).encode())
@@ -50,24 +80,36 @@ class Exchange:
 
     async def event(self, payload: Json) -> None:
         """Write one server-sent event, spaced as vLLM does."""
-        await self.piece(
-            b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-        )
+        await self.piece(event(payload))
+        self.seen.events += 1
 
     async def done(self) -> None:
         """Write the end mark and end the transfer."""
         await self.piece(b"data: [DONE]\n\n")
+        await self.end()
+
+    async def end(self) -> None:
+        """End the transfer as HTTP wants it."""
         await self.raw(b"0\r\n\r\n")
+        self.seen.end = "ended"
 
     async def json(self, payload: Json, status: int = 200, **headers: str) -> None:
         """Write a whole JSON reply."""
+        self.seen.status = status
         body = json.dumps(payload).encode()
         lines = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(body)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.raw("\r\n".join([*lines, "", ""]).encode() + body)
+        self.seen.end = "ended"
+
+    def close(self) -> None:
+        """Close with FIN."""
+        self.seen.end = "FIN"
+        self.writer.close()
 
     def reset(self) -> None:
         """Close with RST."""
+        self.seen.end = "RST"
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -79,6 +121,11 @@ class Exchange:
 
 
 Manner = Callable[[Exchange], Awaitable[None]]
+
+
+def event(payload: Json) -> bytes:
+    """A server-sent event, spaced as vLLM does."""
+    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def chunk(exchange: Exchange, delta: Json, finish_reason: str | None = None) -> Json:
@@ -142,7 +189,7 @@ def cuts_after(words: int, *, with_reset: bool = False) -> Manner:
         await exchange.head()
         for number in range(words):
             await exchange.event(chunk(exchange, {"content": f"w{number} "}))
-        exchange.reset() if with_reset else exchange.writer.close()
+        exchange.reset() if with_reset else exchange.close()
 
     return manner
 
@@ -180,64 +227,106 @@ async def stalls(exchange: Exchange) -> None:
     await exchange.gone.wait()
 
 
-class Upstream:
-    """The server; a context manager. ``seen`` logs every request, ``manner`` may be changed at any time."""
+class Loop:
+    """An event loop in a thread of its own; a context manager."""
 
-    def __init__(self, manner: Manner, *, port: int = 0) -> None:
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start to run."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+class Upstream:
+    """The server; a context manager. ``seen`` logs every request, ``manner`` may be changed at any time.
+
+    ``loop``: a running one that several servers share; its own when left out.
+    """
+
+    def __init__(
+        self, manner: Manner, *, port: int = 0, voice: Voice = LAB, loop: Loop | None = None
+    ) -> None:
         self.manner = manner
+        self.voice = voice
         self.seen: list[Seen] = []
-        self._loop = asyncio.new_event_loop()
+        self._own = contextlib.ExitStack()
+        self._shared = loop
+        self._tasks: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         """Start to serve."""
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, sock=self._socket), self._loop
-        ).result()
+        self._loop = self._shared or self._own.enter_context(Loop())
+        self._server = self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
         """Drop all connections."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with self._own:
+            self._loop.run(self._stop())
+
+    async def _start(self) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: _Line(self._serve, loop), sock=self._socket)
 
     async def _stop(self) -> None:
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, line: "_Line", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             while not writer.is_closing() and (seen := await _read_request(reader)):
+                exchange = Exchange(seen, writer, voice=self.voice, number=len(self.seen))
                 self.seen.append(seen)
-                exchange = Exchange(seen, writer)
-                watch = asyncio.ensure_future(_until_gone(reader, exchange))
-                try:
-                    await self.manner(exchange)
-                finally:
-                    watch.cancel()
+                line.now = exchange
+                await self.manner(exchange)
+                line.now = None
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
 
-async def _until_gone(reader: asyncio.StreamReader, exchange: Exchange) -> None:
-    # Between requests there is nothing to read, so what ends the wait is the other side's end.
-    while not reader.at_eof():
-        if reader._buffer:  # type: ignore[attr-defined]
-            return
-        await asyncio.sleep(0.002)
-    exchange.seen.left_at = time.monotonic()
-    exchange.gone.set()
+class _Line(asyncio.StreamReaderProtocol):
+    """A connection that notes at once when the other side leaves in the middle of an exchange."""
+
+    def __init__(self, serve: Callable[..., Awaitable[None]], loop: asyncio.AbstractEventLoop) -> None:
+        self.now: Exchange | None = None
+        super().__init__(asyncio.StreamReader(loop=loop), lambda *streams: serve(self, *streams), loop=loop)
+
+    def eof_received(self) -> bool | None:
+        self._left()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._left()
+        super().connection_lost(exc)
+
+    def _left(self) -> None:
+        if self.now is not None and not self.now.gone.is_set():
+            self.now.seen.left_at = time.monotonic()
+            self.now.gone.set()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Seen | None:

@@ -50,6 +50,8 @@ def clocks(settings: Settings) -> Clocks:
         head_s=gateway.head_s,
         first_token_s=gateway.first_token_s,
         stall_s=gateway.stall_s,
+        whole_s=gateway.whole_s,
+        rest_s=gateway.rest_s,
     )
 
 
@@ -83,6 +85,7 @@ def local_rung(local: LocalModel) -> Rung:
         context_tokens=local.context_tokens,
         wire="local",
         is_local=True,
+        resume="text",
     )
     return Rung(backend, local.name, local.why, local.weights)
 
@@ -129,6 +132,8 @@ class _Builder:
             weights=weights,
             parent=self._engine_models[name].parent if name in self._engine_models else None,
             refuses_degraded=settings.degrade == "refuse",
+            guards_json=settings.guard_json,
+            hedges=settings.hedge,
             system_prompt=settings.system_prompt,
         )
 
@@ -139,7 +144,7 @@ class _Builder:
             rungs.append(self._engine_rung(name, "the engine serves it"))
         if not environment.offline:
             if (url := environment.snb_backend_url) and environment.snb_api_prefix.endswith("/v1"):
-                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix))
+                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix), probe="token")
                 rungs.append(Rung(backend, name, "SNB_BACKEND_URL is set"))
             if environment.hf_token is not None:
                 rungs.append(
@@ -205,6 +210,10 @@ def _backend(settings: BackendSettings) -> Backend:
         api_key=settings.api_key,
         known_fields=OPENAI_FIELDS if only_openai else None,
         context_tokens=settings.context_tokens,
+        resume=settings.resume or preset.resume,
+        probe=settings.probe or preset.probe,
+        max_in_flight=settings.max_in_flight,
+        position_seeds=settings.position_seeds,
     )
 
 

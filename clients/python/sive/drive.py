@@ -14,6 +14,7 @@ from sive.events import (
     Alarm,
     Begin,
     CallerLeft,
+    Cancelled,
     Close,
     End,
     Event,
@@ -27,7 +28,8 @@ from sive.events import (
     Step,
     Whole,
 )
-from sive.relay import FailedInBand, Finished, StreamRelay, has_token, is_error
+from sive.relay import FailedInBand, Finished, has_token, is_error
+from sive.relay import Relay as AnyRelay
 from sive.wires import Wire, WireRequest, WireResponse
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,10 @@ class Driver:
         """The caller closed the connection."""
         self._put(CallerLeft(self._loop.time()))
 
+    def cancel(self, *, status: int, message: str, code: str) -> None:
+        """End the request from outside; its caller is told."""
+        self._put(Cancelled(self._loop.time(), status, message, code))
+
     async def run(self) -> None:
         """Drive the chain to its end; whatever is open then is closed, also when this task is cancelled."""
         try:
@@ -77,6 +83,7 @@ class Driver:
             while await self._do(step):
                 step = self._chain.send(await self._next(step.until))
         finally:
+            self._chain.close()
             for attempt in self._attempts.values():
                 attempt.close()
             self._attempts.clear()  # they hold this driver in turn
@@ -140,10 +147,10 @@ class _Attempt:
         self._caller = caller
         self._put = put
         self._loop = asyncio.get_running_loop()
-        self._won: asyncio.Future[StreamRelay] | None = None
+        self._won: asyncio.Future[AnyRelay] | None = None
         self._task = self._loop.create_task(self._run())
 
-    def relay(self, relay: StreamRelay) -> None:
+    def relay(self, relay: AnyRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
         assert self._won is not None  # noqa: S101 - only a stream that had its first token can win
         self._won.set_result(relay)
@@ -205,7 +212,7 @@ class _Attempt:
                 break
         raise LostError("eof" if len(held) <= MAX_HELD_BYTES else "too_large", "before the first token")
 
-    async def _pump(self, held: bytes, chunks: AsyncIterator[bytes], relay: StreamRelay) -> None:
+    async def _pump(self, held: bytes, chunks: AsyncIterator[bytes], relay: AnyRelay) -> None:
         if await self._feed(relay, held):
             return
         async for raw in chunks:
@@ -213,7 +220,7 @@ class _Attempt:
                 return
         raise LostError("eof")
 
-    async def _feed(self, relay: StreamRelay, raw: bytes) -> bool:
+    async def _feed(self, relay: AnyRelay, raw: bytes) -> bool:
         """Pass bytes on; True when the stream is over."""
         try:
             out = relay.feed(raw, self._loop.time())

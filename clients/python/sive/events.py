@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sive.backends import Request
 from sive.errors import Why
 from sive.protocol import Json
-from sive.relay import Happening, StreamRelay
+from sive.relay import Happening
+from sive.relay import Relay as AnyRelay
 from sive.routes import Rung
 
 
@@ -31,7 +32,7 @@ class Relay:
     """This attempt has won: pass its bytes, those that are held too, through ``relay`` to the caller."""
 
     id: int
-    relay: StreamRelay
+    relay: AnyRelay
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +124,14 @@ class CallerLeft:
     at: float
 
 
-Incoming = Head | Event | Lost | Alarm | CallerLeft
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody who may end the request wants it ended: its caller by another way, or a server that stops."""
+
+    at: float
+    status: int
+    message: str
+    code: str
+
+
+Incoming = Head | Event | Lost | Alarm | CallerLeft | Cancelled

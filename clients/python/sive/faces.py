@@ -2,25 +2,37 @@
 
 from typing import Protocol
 
+from sive.answers import Answer
 from sive.calls import Call
 from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
-from sive.relay import Label, StreamRelay, finish_reasons, is_error, merged
+from sive.relay import Label, Relay, finish_reasons, is_error, merged
 
 WAITING = b": waiting\n\n"
 
 
 class Face(Protocol):
-    """How an answer is given."""
+    """How an answer is given. ``has_said``: the caller has seen some of it."""
+
+    @property
+    def has_said(self) -> bool:
+        """Has the caller seen some of an answer?"""
 
     def heartbeat(self, headers: dict[str, str]) -> list[Command]:
         """Show the caller that somebody is working on it."""
 
-    def relay(self, label: Label, choices: int) -> StreamRelay | None:
-        """What an answer's chunks pass through; None when this face takes whole answers."""
+    def begin(self, relay: Relay, headers: dict[str, str]) -> list[Command]:
+        """An answer is about to flow through this relay, or goes on through it."""
 
-    def begin(self, headers: dict[str, str]) -> list[Command]:
-        """The head of an answer that is about to flow."""
+    def end(self, rest: bytes, headers: dict[str, str]) -> list[Command]:
+        """The answer is complete with these last events.
+
+        Raises:
+            ValueError: what came is no answer.
+        """
+
+    def start_over(self) -> None:
+        """Forget what came: another answer begins."""
 
     def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
         """An answer in one piece, and its usage.
@@ -36,24 +48,25 @@ class Face(Protocol):
 class StreamFace:
     """Server-sent events. A failure after the head is an error event, never a clean end."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self) -> None:
+        self.has_said = False
         self._has_begun = False
-        self._call = call
 
     def heartbeat(self, headers: dict[str, str]) -> list[Command]:
         """A 200 and comments: the callers' and proxies' clocks see life."""
-        return [*self.begin(headers), Send(WAITING)]
+        return [*self._head(headers), Send(WAITING)]
 
-    def relay(self, label: Label, choices: int) -> StreamRelay:
-        """What the chunks pass through."""
-        return StreamRelay(label, wants_usage=self._call.wants_usage, choices=choices)
-
-    def begin(self, headers: dict[str, str]) -> list[Command]:
+    def begin(self, relay: Relay, headers: dict[str, str]) -> list[Command]:
         """The head, once."""
-        if self._has_begun:
-            return []
-        self._has_begun = True
-        return [Begin(200, SSE_HEADERS | headers)]
+        self.has_said = True
+        return self._head(headers)
+
+    def end(self, rest: bytes, headers: dict[str, str]) -> list[Command]:
+        """The last events."""
+        return [End(rest)]
+
+    def start_over(self) -> None:
+        """Nothing was kept."""
 
     def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
         """A host that answers a stream request in one piece did not do what it was asked."""
@@ -65,20 +78,43 @@ class StreamFace:
             return [End(event(payload))]
         return _json(status, dumps(payload), headers)
 
+    def _head(self, headers: dict[str, str]) -> list[Command]:
+        if self._has_begun:
+            return []
+        self._has_begun = True
+        return [Begin(200, SSE_HEADERS | headers)]
+
 
 class WholeFace:
-    """One JSON object; its head goes out last, so its status is always honest."""
+    """One JSON object; its head goes out last, so its status is always honest.
+
+    A stream is gathered and put together at its end: what breaks off in the middle can be carried on, or
+    begun anew, without the caller seeing any of it.
+    """
+
+    has_said = False
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._answer = Answer(call.endpoint)
 
     def heartbeat(self, headers: dict[str, str]) -> list[Command]:
         """Nothing: there is no room before the head."""
         return []
 
-    def relay(self, label: Label, choices: int) -> None:
-        """Whole answers are not relayed."""
-
-    def begin(self, headers: dict[str, str]) -> list[Command]:
-        """Nothing: the head goes out with the answer."""
+    def begin(self, relay: Relay, headers: dict[str, str]) -> list[Command]:
+        """Nothing is sent: what comes through the relay is gathered."""
+        relay.gathered = self._answer
         return []
+
+    def end(self, rest: bytes, headers: dict[str, str]) -> list[Command]:
+        """The answer as one object."""
+        self._answer.append(rest)
+        return _json(200, dumps(self._answer.json()), headers)
+
+    def start_over(self) -> None:
+        """Forget what came."""
+        self._answer = Answer(self._call.endpoint)
 
     def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
         """The backend's answer under the caller's name for the model, and who spoke."""

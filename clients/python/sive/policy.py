@@ -1,23 +1,35 @@
 """What the outcome of an attempt means: pure decisions, the numbers beside them."""
 
 import math
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from sive.errors import Why
 from sive.protocol import Json, loads
 
-Verdict = Literal["answer", "no_answer", "next_rung", "callers_answer", "too_long"]
-"""``answer``: relay it. ``no_answer``: a success that is none. ``next_rung``: somebody else may do better.
-``callers_answer``: the error is the caller's own and goes back as it came. ``too_long``: only a rung with
-more context can help."""
+Follow = Literal["answer", "no_answer", "again", "next_rung", "callers_answer", "too_long"]
+"""``answer``: relay it. ``no_answer``: a success that is none. ``again``: once more on the same backend,
+then the next rung. ``next_rung``: somebody else may do better. ``callers_answer``: the error is the
+caller's own and goes back as it came. ``too_long``: only a rung with more context can help."""
 
-NEXT_RUNG_STATUSES = frozenset({401, 402, 403, 404, 408, 425, 429})
+Blame = Literal["nobody", "model", "host", "refusal"]
+"""Whose breaker an outcome counts for: the model on that backend, the whole backend, or, for what asking
+again does not mend (a wrong key, no credit), the whole backend for long."""
+
+REFUSALS = frozenset({401, 402, 403, 404})
 LOST_IN_STRICT = frozenset[Why]({"refused", "dns", "tls", "timeout", "reset", "reset_reused", "eof"})
 STATUSES_IN_STRICT = frozenset({502, 503, 504})
+UNSEEN = frozenset[Why]({"refused", "dns", "tls", "timeout"})
+"""Ways to lose a backend before it can have seen the request."""
+
 MAX_RETRY_AFTER_S = 3600.0
 CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "context length", "context window")
 BACKEND_WORDS = ("model_not_supported", "not supported by any provider")
+UNKNOWN_MODEL_WORDS = ("model_not_found", "notfounderror", "does not exist")
+BUSY_WORDS = ("currently busy",)
+"""How vLLM's own queue says that it is full: with a 503 and no Retry-After."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +37,9 @@ class Clocks:
     """Seconds. ``deadline_s`` counts only time in which the caller got nothing.
 
     ``whole_s`` is what a backend may take for an answer that comes in one piece, where no first token
-    can be seen.
+    can be seen. ``backoff_s``: the least and the most before the same backend is asked again.
+    ``patience_s``: a Retry-After up to this is waited for. ``rest_s``: the longest an open breaker rests,
+    ``refusal_s`` after a refusal.
     """
 
     deadline_s: float = 120
@@ -34,6 +48,19 @@ class Clocks:
     stall_s: float = 8
     whole_s: float = 100
     finish_s: float = 1
+    backoff_s: tuple[float, float] = (0.05, 0.25)
+    patience_s: float = 3
+    rest_s: float = 5
+    refusal_s: float = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows an outcome, whose breaker it counts for, and how long to wait before asking again."""
+
+    follow: Follow
+    blame: Blame = "nobody"
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +68,81 @@ class Policy:
     """Decides what follows an outcome.
 
     ``strict`` is the shim without a ``sive.toml``: only a host that cannot be reached, stays silent or
-    says 502, 503 or 504 hands over. A wrong key must not answer gpt2.
+    says 502, 503 or 504 hands over. A wrong key must not answer gpt2. ``attempts``: on one backend for one
+    request. ``failures``: in a row, until a breaker opens. ``uniform`` draws the jitter.
     """
 
     clocks: Clocks = Clocks()
     strict: bool = False
+    attempts: int = 2
+    failures: int = 3
+    uniform: Callable[[float, float], float] = random.uniform
 
     def judge(self, status: int, headers: dict[str, str], body: bytes) -> Verdict:
         """What a complete reply means; ``headers`` by lower-case name."""
         if status < 400:
-            return "answer" if status == 200 and _looks_like_json(headers, body) else "no_answer"
-        if self.strict:
-            return "next_rung" if status in STATUSES_IN_STRICT else "callers_answer"
-        if status >= 500 or status in NEXT_RUNG_STATUSES or not _looks_like_json(headers, body):
-            return "next_rung"
-        said = error_text(body)
-        if status in (400, 413, 422) and any(word in said for word in CONTEXT_WORDS):
-            return "too_long"
-        if status == 400 and any(word in said for word in BACKEND_WORDS):
-            return "next_rung"
-        return "callers_answer"
+            return Verdict("answer") if _is_answer(status, headers, body) else Verdict("no_answer", "host")
+        if self.strict and status not in STATUSES_IN_STRICT:
+            return Verdict("callers_answer")
+        if status == 429:
+            return self._too_many(headers)
+        if not _looks_like_json(headers, body):
+            return Verdict("next_rung", "refusal" if status in REFUSALS else "host")
+        if status >= 500:
+            return self._server_error(status, headers, body)
+        return self._client_error(status, body)
 
-    def falls(self, why: Why) -> bool:
-        """Does losing a backend this way, before its first token, hand over to the next rung?"""
-        return not self.strict or why in LOST_IN_STRICT
+    def lost(self, why: Why, *, before_a_byte: bool) -> Verdict:
+        """What it means that a backend was lost before its first token."""
+        if self.strict and why not in LOST_IN_STRICT:
+            return Verdict("no_answer", "host")
+        if why == "refused" or (before_a_byte and why in ("reset", "reset_reused")):
+            return Verdict("again", "host", self.backoff_s())
+        return Verdict("next_rung", "host")
+
+    def backoff_s(self) -> float:
+        """How long to wait, jittered, before the same backend is asked again."""
+        return self.uniform(*self.clocks.backoff_s)
+
+    def _server_error(self, status: int, headers: dict[str, str], body: bytes) -> Verdict:
+        if status == 503:
+            return self._unavailable(headers, body)
+        if status in (500, 502):
+            return Verdict("again", "model" if status == 500 else "host", self.backoff_s())
+        return Verdict("next_rung", "host")
+
+    def _unavailable(self, headers: dict[str, str], body: bytes) -> Verdict:
+        if any(word in error_text(body) for word in BUSY_WORDS):
+            return Verdict("again", "nobody", self.backoff_s())
+        wait_s = retry_after_s(headers)
+        if wait_s is not None and wait_s <= self.clocks.patience_s:
+            return Verdict("again", "nobody", wait_s)
+        return Verdict("next_rung", "host", wait_s)
+
+    def _client_error(self, status: int, body: bytes) -> Verdict:
+        if status in (401, 402, 403):
+            return Verdict("next_rung", "refusal")
+        if status in (408, 425):
+            return Verdict("next_rung")
+        said = error_text(body)
+        if status == 404:
+            is_model = any(word in said for word in UNKNOWN_MODEL_WORDS)
+            return Verdict("next_rung", "model" if is_model else "refusal")
+        if status in (400, 413, 422) and any(word in said for word in CONTEXT_WORDS):
+            return Verdict("too_long")
+        if status == 400 and any(word in said for word in BACKEND_WORDS):
+            return Verdict("next_rung", "refusal")
+        return Verdict("callers_answer")
+
+    def _too_many(self, headers: dict[str, str]) -> Verdict:
+        wait_s = retry_after_s(headers)
+        if wait_s is None:
+            return Verdict("again", "nobody", self.backoff_s())
+        return Verdict("again" if wait_s <= self.clocks.patience_s else "next_rung", "nobody", wait_s)
+
+
+def _is_answer(status: int, headers: dict[str, str], body: bytes) -> bool:
+    return status == 200 and _looks_like_json(headers, body)
 
 
 def _looks_like_json(headers: dict[str, str], body: bytes) -> bool:

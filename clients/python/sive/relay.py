@@ -1,10 +1,12 @@
 """What passes from one backend to the caller: bytes as they came, parsed only when something happens."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sive import sse
 from sive.protocol import DONE, Json, dumps, event
+from sive.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,12 @@ Happening = Finished | FailedInBand | Finishing
 ERROR_IN_BAND = "an error in its stream"
 """All that callers hear of one: what backends write there may hold addresses and keys."""
 
+MAX_KEPT_BYTES = 131_072
+"""What a stream keeps as bytes to be carried on from; what is older is read and kept as text and ids."""
+
+_IDS = re.compile(rb', ?"(?:prompt_)?token_ids": ?(?:null|\[[0-9, ]*\])')
+"""Inside JSON strings quotes are escaped, so this can only be a key."""
+
 CUT_SHORT = "the answer ended without a finish_reason"
 
 
@@ -46,28 +54,39 @@ class Label:
     sive: Json = field(default_factory=dict)
 
 
-class StreamRelay:
+class Gathering(Protocol):
+    """Where the bytes of an answer are put that goes out in one piece."""
+
+    def append(self, events: bytes) -> None:
+        """Take whole events.
+
+        Raises:
+            ValueError: they have another shape than OpenAI's.
+        """
+
+
+class Relay:
     """The stream of one backend on its way to the caller: ``feed`` bytes, send what comes back.
 
-    Whole events that only carry text go on untouched, at 1-2 µs a chunk. ``take`` says when the state
-    changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is the time of the last chunk,
-    ``is_blocked`` says that the caller is slow to take them, ``chunks`` and ``malformed`` count events.
+    ``take`` says when the state changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is
+    the time of the last chunk, ``is_blocked`` says that the caller is slow to take them, ``chunks`` and
+    ``malformed`` count events, ``usage`` is what the backend counted. ``gathered``: where the bytes go
+    instead, when the caller wants one piece. A subclass says what becomes of a chunk.
     """
 
     def __init__(self, label: Label, *, wants_usage: bool, choices: int = 1) -> None:
-        self._happening: Happening | None = None
         self.fed_at = 0.0
         self.is_blocked = False
         self.chunks = 0
         self.malformed = 0
-        self._choices = choices
-        self._finished: set[int] = set()
+        self.usage: Json | None = None
+        self.gathered: Gathering | None = None
+        self._happening: Happening | None = None
         self._label = label
         self._wants_usage = wants_usage
+        self._choices = choices
+        self._finished: set[int] = set()
         self._splitter = sse.Splitter()
-        self._usage: Json | None = None
-        self._rename: tuple[bytes, bytes] | None = None
-        self._first = True
 
     def feed(self, raw: bytes, at: float) -> bytes:
         """Return the bytes for the caller."""
@@ -75,13 +94,12 @@ class StreamRelay:
         if not whole:
             return b""
         before = self.chunks
-        if not self._first and (events := _plain_events(whole)):
-            self.chunks += events
-            out = whole.replace(*self._rename) if self._rename else whole
-        else:
-            out = b"".join(self._slow(whole))
+        out = self._pass(whole)
         if self.chunks > before:  # a backend that only sends comments is as silent as one that sends nothing
             self.fed_at = at
+        if self.gathered is not None:
+            self.gathered.append(out)
+            return b""
         return out
 
     @property
@@ -89,57 +107,156 @@ class StreamRelay:
         """Has every choice its finish_reason?"""
         return len(self._finished) >= self._choices
 
-    @property
-    def usage(self) -> Json | None:
-        """The tokens as the backend counted them, once it has said so."""
-        return self._usage
-
     def take(self) -> Happening | None:
         """What happened in the bytes fed last, once."""
         happening, self._happening = self._happening, None
         return happening
 
-    def _slow(self, whole: bytes) -> list[bytes]:
+    def transcript(self) -> Transcript | None:
+        """What was said so far, to carry on from; None when nobody can."""
+        return None
+
+    def finish(self) -> bytes:
+        """What is left to say when the answer is complete, but its end mark never came."""
+        return DONE
+
+    def _pass(self, whole: bytes) -> bytes:
         out: list[bytes] = []
         for one in sse.split(whole):
             out.append(self._event(one))
             if isinstance(self._happening, Finished | FailedInBand):
                 break
-        return out
+        return b"".join(out)
 
     def _event(self, raw: bytes) -> bytes:
         try:
             data = sse.read(raw)
             if data is None:
                 return raw
-            if data.is_done:
-                # A backend that ignores `n` ends with fewer choices than were asked for.
-                self._happening = Finished(self._usage) if self._finished else FailedInBand(CUT_SHORT)
-                return DONE if self._finished else b""
-            return self._chunk(raw, data.json())
+            return self._done() if data.is_done else self._chunk(raw, data.json())
         except ValueError:
             self.malformed += 1
             return b""  # what follows may still be whole
 
+    def _done(self) -> bytes:
+        # A backend that ignores `n` ends with fewer choices than were asked for.
+        self._happening = Finished(self.usage) if self._finished else FailedInBand(CUT_SHORT)
+        return DONE if self._finished else b""
+
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
+        """What becomes of a chunk."""
+        raise NotImplementedError
+
+    def _notice(self, chunk: Json) -> dict[int, str] | None:
+        """Note what a chunk says of the state; the choices it finishes, None when it says a failure."""
         if is_error(chunk):
             self._happening = FailedInBand(ERROR_IN_BAND)
-            return b""
+            return None
         finished = finish_reasons(chunk)
         self.chunks += 1
-        usage = chunk.get("usage")
-        if isinstance(usage, dict):
-            self._usage = usage
-            if not chunk.get("choices"):
-                return self._renamed(chunk) if self._wants_usage else b""
+        if isinstance(counted := chunk.get("usage"), dict):
+            self.usage = counted
         if "abort" in finished.values():
             self._happening = FailedInBand("the backend aborted the answer")
-            return b""
+            return None
         if finished:
             self._finished |= finished.keys()
             self._happening = Finishing() if self.is_finished else None
-        if self._first or finished or (usage and not self._wants_usage):
+        return finished
+
+
+class StreamRelay(Relay):
+    """Passes a stream on as it came: whole events that only carry text cost 1-2 µs.
+
+    ``strips_ids``: token ids were asked for by us and are not shown. ``keeps``: the events are kept, as
+    bytes, so that the answer can be carried on.
+    """
+
+    def __init__(
+        self,
+        label: Label,
+        *,
+        wants_usage: bool,
+        choices: int = 1,
+        strips_ids: bool = False,
+        keeps: bool = False,
+    ) -> None:
+        super().__init__(label, wants_usage=wants_usage, choices=choices)
+        self._strips_ids = strips_ids
+        self._kept: list[bytes] | None = [] if keeps else None
+        self._kept_bytes = 0
+        self._transcript = Transcript()
+        self._rename: tuple[bytes, bytes] | None = None
+        self._first = True
+        self._showed_usage = False
+
+    def transcript(self) -> Transcript | None:
+        """What was said so far; reading it takes some 5 µs a chunk."""
+        if self._kept is None:
+            return None
+        self._read(self._kept)
+        self._kept = []
+        self._kept_bytes = 0
+        if self.malformed:
+            self._transcript.has_all_ids = False
+        return self._transcript
+
+    def finish(self) -> bytes:
+        """The usage, when it was asked for and is known, and the end mark."""
+        counted = None
+        if self._wants_usage and not self._showed_usage and (said := self.transcript()) is not None:
+            counted = self.usage or said.usage()
+        if counted is None:
+            return DONE
+        self.usage = counted
+        return self._renamed({**_head(self._transcript), "choices": [], "usage": counted}) + DONE
+
+    def _pass(self, whole: bytes) -> bytes:
+        if self._kept is not None:
+            self._keep(whole)
+        if self._first or not (events := _plain_events(whole)):
+            return super()._pass(whole)
+        out = _IDS.sub(b"", whole) if self._strips_ids else whole
+        if self._strips_ids and b'token_ids"' in out:  # spelled in a way that the expression does not know
+            return super()._pass(whole)
+        self.chunks += events
+        return out.replace(*self._rename) if self._rename else out
+
+    def _keep(self, whole: bytes) -> None:
+        assert self._kept is not None  # noqa: S101 - its only caller has looked
+        self._kept.append(whole)
+        self._kept_bytes += len(whole)
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            half = len(self._kept) // 2
+            self._read(self._kept[:half])
+            del self._kept[:half]
+            self._kept_bytes = sum(map(len, self._kept))
+
+    def _read(self, kept: list[bytes]) -> None:
+        """Take kept events into the transcript, up to a failure."""
+        for one in sse.split(b"".join(kept)):
+            try:
+                data = sse.read(one)
+                chunk = data.json() if data is not None and not data.is_done else {}
+                if is_error(chunk) or "abort" in finish_reasons(chunk).values():
+                    break  # what follows was not passed on
+                self._transcript.add(chunk)
+            except ValueError:
+                continue  # counted when it was fed
+
+    def _chunk(self, raw: bytes, chunk: Json) -> bytes:
+        finished = self._notice(chunk)
+        if finished is None:
+            return b""
+        is_stripped = self._strips_ids and _strip_ids(chunk)
+        has_usage = bool(chunk.get("usage"))
+        if has_usage and not chunk.get("choices"):
+            self._showed_usage = True
+            return self._renamed(chunk) if self._wants_usage else b""
+        if self._first or finished or (has_usage and not self._wants_usage):
             return self._labelled(raw, chunk, is_last=bool(finished))
+        if is_stripped:
+            return self._renamed(chunk)
         return raw.replace(*self._rename) if self._rename else raw
 
     def _labelled(self, raw: bytes, chunk: Json, *, is_last: bool) -> bytes:
@@ -157,6 +274,19 @@ class StreamRelay:
         if self._label.model is not None:
             chunk["model"] = self._label.model
         return event(chunk)
+
+
+def _head(said: Transcript) -> Json:
+    return {"id": said.id, "object": "chat.completion.chunk", "created": said.created}
+
+
+def _strip_ids(chunk: Json) -> bool:
+    """Take out what only we asked for; was there any?"""
+    found = chunk.pop("prompt_token_ids", None) is not None
+    for choice in _choices(chunk):
+        for key in ("token_ids", "prompt_token_ids"):
+            found = choice.pop(key, None) is not None or found
+    return found
 
 
 def _plain_events(whole: bytes) -> int:

@@ -21,7 +21,10 @@ class Report:
     """What became of a request. Times are the events' own, in seconds.
 
     ``status``: what the caller got; for a stream that ended in an error event the status of that error.
-    ``malformed``: events that could not be read and were skipped.
+    ``malformed``: events that could not be read and were skipped. ``cuts``: how backends broke an answer
+    off; ``resumes``: how each was carried on, as (level, outcome): "tokens", "text", "none", "restart" when
+    nothing had been shown, "length" when only the end was missing; "ok" or "failed". ``is_broken_off``:
+    nobody could. ``hedges``: how often a second rung was asked because the first was slow.
     """
 
     call: Call
@@ -36,7 +39,12 @@ class Report:
     usage: Json | None = None
     chunks: int = 0
     malformed: int = 0
+    hedges: int = 0
+    cuts: list[Failure] = field(default_factory=list)
+    resumes: list[tuple[str, str]] = field(default_factory=list)
     caller_left: bool = False
+    is_cancelled: bool = False
+    is_broken_off: bool = False
     is_complete: bool = False
 
     @property

@@ -29,6 +29,8 @@ class Model:
     """A served model and its ordered rungs; ``parent`` is its base model when it is an adapter.
 
     ``lets_upstream_degrade``: there is no other voice here, so a sive further up may use its own.
+    ``guards_json``: answers in one piece are streamed upstream and put together here, so that clocks and
+    resuming protect them too. ``hedges``: a slow first token makes the next rung be asked as well.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Model:
     parent: str | None = None
     refuses_degraded: bool = False
     lets_upstream_degrade: bool = False
+    guards_json: bool = True
+    hedges: bool = False
     system_prompt: str | None = None
 
 
@@ -52,14 +56,36 @@ class Rest:
     retry_after_s: float
 
 
-def request_for(call: Call, model: Model, rung: Rung) -> tuple[Request, list[str]]:
-    """The request in this rung's terms, and the names of the fields it would not have understood."""
+def request_for(
+    call: Call,
+    model: Model,
+    rung: Rung,
+    *,
+    streams: bool | None = None,
+    asks_ids: bool = False,
+    keeps_stop: bool = False,
+    seed: int | None = None,
+) -> tuple[Request, list[str]]:
+    """The request in this rung's terms, and the names of the fields it would not have understood.
+
+    ``streams``: overrides what the caller wants, for an answer that is put together here. ``asks_ids``:
+    asks for token ids. ``keeps_stop``: stop strings are found here and not sent. ``seed``: for a sampled
+    request without one, where the engine draws a seed's noise by position.
+    """
+    stream = call.stream if streams is None else streams
     known = rung.backend.known_fields
     dropped = [] if known is None else [name for name in call.body if name not in known]
     body = {name: value for name, value in call.body.items() if name not in dropped}
     body["model"] = rung.model
-    if call.stream:
+    if stream:
+        body["stream"] = True
         body["stream_options"] = {**(call.body.get("stream_options") or {}), "include_usage": True}
+    if asks_ids:
+        body["return_token_ids"] = True
+    if keeps_stop:
+        body.pop("stop", None)
+    if seed is not None and rung.backend.position_seeds:
+        body["seed"] = seed
     prompt = rung.system_prompt or model.system_prompt
     if prompt and call.endpoint == "chat/completions" and not _has_system_message(body):
         body["messages"] = [{"role": "system", "content": prompt}, *body["messages"]]
@@ -70,7 +96,7 @@ def request_for(call: Call, model: Model, rung: Rung) -> tuple[Request, list[str
     if rung.backend.is_local and rung.is_degraded:
         headers["x-sive-truncate"] = "1"
     choices = call.prompts * (body.get("n") or 1)
-    return Request(call.endpoint, body, call.stream, headers, choices), _said(call.body, dropped)
+    return Request(call.endpoint, body, stream, headers, choices), _said(call.body, dropped)
 
 
 def _said(body: Json, dropped: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from sive.config import Loaded, Settings
 from sive.drive import Caller, Driver, Wires
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
+from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.protocol import Endpoint
 from sive.routes import Model, Rung, Table
@@ -40,6 +41,7 @@ class Shim:
         self._uses_routes = loaded.path is not None or not has_host
         self._local: LocalModel | None = describe_local(self._settings.local)
         self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
+        self._health = Health(Policy(clocks(self._settings)))
         self._wires: dict[asyncio.AbstractEventLoop, Wires] = {}
 
     def endpoint(self, request: httpx2.Request) -> Endpoint | None:
@@ -63,9 +65,9 @@ class Shim:
             RequestError: the request is wrong, or its model unknown.
         """
         call = parse(endpoint, body, request.headers)
-        model, policy = self._route(call, request)
-        face = StreamFace(call) if call.stream else WholeFace()
-        return Chain(call, model, face, policy, rests={}, now=now)
+        model, policy, health = self._route(call, request)
+        face = StreamFace() if call.stream else WholeFace(call)
+        return Chain(call, model, face, policy, health=health, now=now)
 
     def driver(self, chain: Chain, caller: Caller) -> Driver:
         """What runs a chain on the current event loop."""
@@ -76,16 +78,18 @@ class Shim:
         for wire in self._wires.pop(asyncio.get_running_loop(), {}).values():
             await wire.aclose()
 
-    def _route(self, call: Call, request: httpx2.Request) -> tuple[Model, Policy]:
+    def _route(self, call: Call, request: httpx2.Request) -> tuple[Model, Policy, Health]:
         read_s = (request.extensions.get("timeout") or {}).get("read")
         configured = self._table.get(call.model)
         if configured is not None:
-            return configured, Policy(_within(clocks(self._settings), read_s))
+            return configured, Policy(_within(clocks(self._settings), read_s)), self._health
         if not self._has_host:
             served = ", ".join(self._table)
             message = f"the model {call.model!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
-        return self._host_first(call, request), Policy(_within(Clocks(), read_s), strict=True)
+        # The SDK may be pointed elsewhere with every request, so nothing is remembered of its host.
+        policy = Policy(_within(Clocks(), read_s), strict=True)
+        return self._host_first(call, request), policy, Health(policy)
 
     def _host_first(self, call: Call, request: httpx2.Request) -> Model:
         url, _, query = str(request.url).partition("?")

@@ -8,6 +8,8 @@ from sive.protocol import Endpoint, Json
 from sive.wires import WireRequest
 
 WireName = Literal["http", "local"]
+Resume = Literal["tokens", "text", "none"]
+Probe = Literal["token", "passive"]
 Translate = Callable[[bytes], bytes]
 """From a backend's bytes to OpenAI's server-sent events."""
 
@@ -45,6 +47,9 @@ class Backend(Protocol):
 
     ``known_fields``: the request fields it understands, None for all. ``context_tokens``: how much it can
     read, None when unknown. ``is_local``: runs in this process; it may drop the oldest turns.
+    ``resume``: how it can carry an answer on, None while that is to be learned. ``probe``: may it be asked
+    for a token to see whether it lives? ``position_seeds``: the noise of a seed depends on the position
+    alone, so that a sampled answer can be carried on too.
     """
 
     @property
@@ -66,6 +71,22 @@ class Backend(Protocol):
     @property
     def is_local(self) -> bool:
         """Is it the CPU model of this process?"""
+
+    @property
+    def resume(self) -> Resume | None:
+        """How it can carry an answer on."""
+
+    @property
+    def probe(self) -> Probe:
+        """May it be asked for a token to see whether it lives?"""
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """How many requests it may run at once."""
+
+    @property
+    def position_seeds(self) -> bool:
+        """Does it draw a seed's noise by position?"""
 
     def flow(self, request: Request) -> Flow:
         """The wire requests that fetch one answer."""

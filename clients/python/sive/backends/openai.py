@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from sive.backends import Flow, Request, WireName
+from sive.backends import Flow, Probe, Request, Resume, WireName
 from sive.protocol import JSON_HEADERS, dumps
 from sive.wires import WireRequest
 
@@ -51,6 +51,8 @@ OPENAI_FIELDS = frozenset(
 
 LOCAL_FIELDS = frozenset(
     {
+        "add_generation_prompt",
+        "continue_final_message",
         "max_completion_tokens",
         "max_tokens",
         "messages",
@@ -84,6 +86,10 @@ class OpenAIBackend:
     is_local: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     query: str = ""
+    resume: Resume | None = None
+    probe: Probe = "passive"
+    max_in_flight: int | None = None
+    position_seeds: bool = False
 
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""

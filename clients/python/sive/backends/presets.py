@@ -3,17 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sive.backends import Probe, Resume
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``url``: where its API is, None when the configuration says. ``fields``: what it understands."""
+    """``url``: where its API is, None when the configuration says. ``fields``: what it understands.
+
+    ``probe``, ``resume``: as in the configuration; who bills or sleeps is not asked for fun.
+    """
 
     url: str | None = None
     fields: Literal["all", "openai"] = "all"
+    probe: Probe = "token"
+    resume: Resume | None = None
 
 
 PRESETS = {
     "openai": Preset(),
-    "hf": Preset("https://router.huggingface.co/v1", "openai"),
+    "hf": Preset("https://router.huggingface.co/v1", "openai", "passive", "none"),
 }
 """By ``kind``. ``hf`` is Hugging Face's Inference Providers router."""

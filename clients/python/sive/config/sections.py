@@ -18,7 +18,8 @@ class GatewaySettings(Section):
     """``[gateway]``: what ``sive serve`` listens on, and for how long it tries.
 
     ``deadline_s`` counts only time in which the caller got nothing. ``head_s``: after it a stream gets
-    its 200 and ``: waiting`` comments while rungs are still tried.
+    its 200 and ``: waiting`` comments while rungs are still tried. ``rest_s``: the longest that a backend
+    is left alone after failures. ``probe_interval_s``: about how often an idle backend is asked for a token.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,9 @@ class GatewaySettings(Section):
     head_s: Seconds = 5
     first_token_s: Seconds = 10
     stall_s: Seconds = 8
+    whole_s: Seconds = 100
+    rest_s: Annotated[float, Field(gt=0, le=10)] = 5
+    probe_interval_s: Seconds = 3
     drain_s: Seconds = 20
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
     cors_origins: tuple[str, ...] = ()
@@ -39,7 +43,10 @@ class BackendSettings(Section):
     """``[[backend]]``: something that can answer. ``name`` is what callers see; never a URL.
 
     ``fields``: ``all`` passes every field of a request on (vLLM, another sive), ``openai`` drops the
-    ones OpenAI does not know and names them in ``sive.dropped``.
+    ones OpenAI does not know and names them in ``sive.dropped``. ``resume``: how it carries on an answer
+    that broke off elsewhere; learned from its answers when left out. ``probe``: ``token`` asks it for one
+    token while nobody else does, ``passive`` waits for a caller's request. ``position_seeds``: it draws the
+    noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -49,6 +56,10 @@ class BackendSettings(Section):
     api_key_env: str | None = None
     fields: Literal["all", "openai"] | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None = None
+    resume: Literal["tokens", "text", "none"] | None = None
+    probe: Literal["token", "passive"] | None = None
+    max_in_flight: Annotated[int, Field(gt=0)] | None = None
+    position_seeds: bool = False
 
 
 class RungSettings(Section):
@@ -65,11 +76,15 @@ class ModelSettings(Section):
     """``[model.NAME]``: a served model and its ordered rungs.
 
     ``route = "default"`` is the engine, SNB_BACKEND_URL, HF_TOKEN, local: whichever are there.
-    ``degrade = "refuse"``: an error rather than another voice.
+    ``degrade = "refuse"``: an error rather than another voice. ``guard_json``: answers in one piece are
+    streamed from the backend and put together here, so that they survive its death; false passes them
+    through. ``hedge``: when a first token is later than 95 % of them, the next rung is asked as well.
     """
 
     route: Literal["default"] | Annotated[tuple[RungSettings, ...], Field(min_length=1)] = "default"
     degrade: Literal["allow", "refuse"] = "allow"
+    guard_json: bool = True
+    hedge: bool = False
     system_prompt: str | None = None
     weights: str | None = None
 

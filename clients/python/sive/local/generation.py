@@ -6,8 +6,8 @@ from typing import Any
 
 from sive.errors import LocalModelError
 from sive.local.model import LocalModel, Sampling
-from sive.local.stops import StopFinder
 from sive.protocol import FinishReason
+from sive.stops import StopFinder
 
 WATCH_S = 1.0
 """How often a generation is asked whether it died without a last token."""

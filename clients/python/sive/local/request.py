@@ -74,7 +74,10 @@ def _chat(fields: Json) -> Chat:
     system = "\n\n".join(text for role, text in said if role in ("system", "developer") and text)
     others = [(role, text) for role, text in said if role not in ("system", "developer")]
     turns = (Turn("Assistant" if role == "assistant" else "User", text) for role, text in others)
-    return Chat(system, tuple(turns))
+    goes_on = (
+        bool(fields.get("continue_final_message")) and others[-1:] != [] and others[-1][0] == "assistant"
+    )
+    return Chat(system, tuple(turns), goes_on=goes_on)
 
 
 def _text(content: Any, at: int) -> str:

@@ -21,16 +21,20 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A system text, empty when there is none, and the turns, oldest first."""
+    """A system text, empty when there is none, and the turns, oldest first.
+
+    ``goes_on``: the last turn is the assistant's, and not complete.
+    """
 
     system: str
     turns: tuple[Turn, ...]
+    goes_on: bool = False
 
     def prompt(self) -> str:
         """Return the text the model is to continue."""
         system = f"{self.system}\n\n" if self.system else ""
         turns = "".join(f"{turn.speaker}: {turn.content}\n" for turn in self.turns)
-        return f"{system}{turns}Assistant:"
+        return f"{system}{turns[:-1]}" if self.goes_on else f"{system}{turns}Assistant:"
 
 
 def fit(chat: Chat, budget: int, count: Count, *, bytes_per_token: int) -> Chat:
@@ -45,12 +49,12 @@ def fit(chat: Chat, budget: int, count: Count, *, bytes_per_token: int) -> Chat:
         return len(prompt.encode()) <= budget * bytes_per_token and count(prompt) <= budget
 
     last = chat.turns[-1:]
-    if not fits(Chat(chat.system, last)):
-        bare = Chat(chat.system, tuple(replace(turn, content="") for turn in last))
+    if not fits(replace(chat, turns=last)):
+        bare = replace(chat, turns=tuple(replace(turn, content="") for turn in last))
         crowded = not fits(bare) or budget - count(bare.prompt()) < budget // 4
-        return _keep_tail(Chat("" if crowded else chat.system, last), fits)
-    dropped = _smallest(len(chat.turns), lambda number: fits(Chat(chat.system, chat.turns[number:])))
-    return Chat(chat.system, chat.turns[dropped:])
+        return _keep_tail(replace(chat, system="" if crowded else chat.system, turns=last), fits)
+    dropped = _smallest(len(chat.turns), lambda number: fits(replace(chat, turns=chat.turns[number:])))
+    return replace(chat, turns=chat.turns[dropped:])
 
 
 def fit_text(text: str, budget: int, count: Count, *, bytes_per_token: int) -> str:
@@ -69,7 +73,7 @@ def _keep_tail(chat: Chat, fits: Callable[[Chat], bool]) -> Chat:
     (turn,) = chat.turns
 
     def cut(number: int) -> Chat:
-        return Chat(chat.system, (replace(turn, content=turn.content[number:]),))
+        return replace(chat, turns=(replace(turn, content=turn.content[number:]),))
 
     return cut(_smallest(len(turn.content), lambda number: fits(cut(number))))
 

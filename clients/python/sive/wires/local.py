@@ -13,6 +13,7 @@ from sive.local.memory import give_back
 from sive.local.request import LocalRequest, read
 from sive.local.slots import QueueFullError, Slot, Slots
 from sive.local.store import LocalModelInfo
+from sive.local.template import Chat
 from sive.protocol import DONE, JSON_HEADERS, SSE_HEADERS, AnswerShape, Json, dumps, error, error_of, event
 from sive.wires import WireRequest, WireResponse
 
@@ -189,7 +190,8 @@ class _Answer:
 
     async def _texts(self) -> AsyncIterator[str]:
         """Yield the answer's text; the space after "Assistant:" is the template's, not the answer's."""
-        is_first = self._asked.endpoint == "chat/completions"
+        prompt = self._asked.prompt
+        is_first = isinstance(prompt, Chat) and not prompt.goes_on
         try:
             async for text in self._generation.texts():
                 shown = text.removeprefix(" ") if is_first else text

@@ -2,8 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sive.local.stops import StopFinder
 from sive.local.tokens import TokenDecoder, byte_alphabet
+from sive.stops import StopFinder
 
 texts = st.text(alphabet="ab\nU", max_size=30)
 stop_strings = st.lists(st.text(alphabet="ab\nU", min_size=1, max_size=4), max_size=4)

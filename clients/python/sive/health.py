@@ -1,0 +1,198 @@
+"""What is known of each backend: its breakers, what runs there, when it last gave a token. No I/O, no clock.
+
+One object a process: chains read it and tell it what happened, in the gateway a prober adds what it finds.
+"""
+
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sive.backends import Backend
+from sive.policy import Blame, Policy
+from sive.relay import Relay
+from sive.routes import Rest, Rung
+
+SAMPLES = 64
+"""Times to first token that are remembered of a backend; its 95th percentile is trusted from a quarter on."""
+
+FIRST_REST_S = 1.0
+
+Key = tuple[str, str]
+"""A backend's name and a model's there; ``""`` is the backend as a whole."""
+
+
+@dataclass(slots=True)
+class _Breaker:
+    """``failures`` in a row; ``rests_until`` is set while it is open; ``is_tried``: half open, and in use."""
+
+    failures: int = 0
+    rests: int = 0
+    rests_until: float | None = None
+    is_refusal: bool = False
+    is_tried: bool = False
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """What runs on a backend now, and how its answers began."""
+
+    in_flight: int = 0
+    token_at: float = -math.inf
+    relays: set[Relay] = field(default_factory=set)
+    first_token_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+
+
+class Health:
+    """Breakers and traffic of all backends.
+
+    ``rests``: backends that cannot answer for a reason of their own, such as an engine that boots.
+    ``is_probed``: somebody outside asks backends with ``probe = "token"`` and closes their breakers;
+    otherwise one caller's request does.
+    """
+
+    def __init__(
+        self, policy: Policy, *, rests: Callable[[], Mapping[str, Rest]] = dict, is_probed: bool = False
+    ) -> None:
+        self._policy = policy
+        self._own_rests = rests
+        self._is_probed = is_probed
+        self._breakers: dict[Key, _Breaker] = {}
+        self._traffic: defaultdict[str, _Traffic] = defaultdict(_Traffic)
+        self._gives_ids: dict[str, bool] = {}
+
+    # What a chain asks
+
+    def rest(self, rung: Rung, now: float) -> Rest | None:
+        """Why this rung is not asked now; None when it may be."""
+        if own := self._own_rests().get(rung.backend.name):
+            return own
+        for key in _keys(rung):
+            breaker = self._breakers.get(key)
+            if breaker is not None and not self._may_be_tried(breaker, rung.backend, now):
+                return self._rest(breaker, now)
+        return None
+
+    def is_out_of_order(self, rung: Rung) -> bool:
+        """Does it rest for a reason of its own, so that not even the last rung is asked in vain?"""
+        return rung.backend.name in self._own_rests()
+
+    def rests_until(self, rung: Rung) -> float:
+        """When its breakers have rested; the past when they are closed."""
+        found = (self._breakers.get(key) for key in _keys(rung))
+        return max((b.rests_until or -math.inf for b in found if b), default=-math.inf)
+
+    def is_full(self, backend: Backend) -> bool:
+        """Do as many requests run there as its ``max_in_flight`` allows?"""
+        limit = backend.max_in_flight
+        return limit is not None and self._traffic[backend.name].in_flight >= limit
+
+    def gave_token_at(self, backend: str) -> float:
+        """When this backend last gave anybody a token."""
+        traffic = self._traffic[backend]
+        return max([traffic.token_at, *(relay.fed_at for relay in traffic.relays)])
+
+    def first_token_p95_s(self, backend: str) -> float | None:
+        """The 95th percentile of this backend's times to first token; None while too few are known."""
+        times = sorted(self._traffic[backend].first_token_s)
+        return times[math.ceil(len(times) * 0.95) - 1] if len(times) >= SAMPLES // 4 else None
+
+    def gives_token_ids(self, backend: Backend) -> bool | None:
+        """Does it give the ids that exact resuming needs? None while that is unknown."""
+        if backend.resume is not None:
+            return backend.resume == "tokens"
+        return self._gives_ids.get(backend.name)
+
+    # What a chain, or a prober, tells
+
+    def opened(self, rung: Rung) -> None:
+        """A request is on its way there."""
+        self._traffic[rung.backend.name].in_flight += 1
+        for key in _keys(rung):
+            if breaker := self._breakers.get(key):
+                breaker.is_tried = True
+
+    def closed(self, rung: Rung, relay: Relay | None) -> None:
+        """A request there is over, whatever became of it."""
+        traffic = self._traffic[rung.backend.name]
+        traffic.in_flight -= 1
+        if relay is not None:
+            traffic.relays.discard(relay)
+            traffic.token_at = max(traffic.token_at, relay.fed_at)
+        for key in _keys(rung):
+            if breaker := self._breakers.get(key):
+                breaker.is_tried = False
+
+    def answered(self, rung: Rung, first_token_s: float, now: float, relay: Relay | None = None) -> None:
+        """It gave a first token, or a whole answer: its breakers close."""
+        traffic = self._traffic[rung.backend.name]
+        traffic.token_at = now
+        traffic.first_token_s.append(first_token_s)
+        if relay is not None:
+            traffic.relays.add(relay)
+        for key in _keys(rung):
+            self._breakers.pop(key, None)
+
+    def failed(self, rung: Rung, blame: Blame, why: str, now: float, *, rest_s: float | None = None) -> None:
+        """It failed. ``rest_s``: how long it asked to be left alone."""
+        if blame == "nobody":
+            return
+        model = rung.model if blame == "model" else ""
+        breaker = self._breakers.setdefault((rung.backend.name, model), _Breaker())
+        breaker.failures += 1
+        breaker.why = why
+        if blame == "refusal":
+            breaker.is_refusal = True
+            breaker.rests_until = now + self._policy.clocks.refusal_s
+        elif breaker.rests_until is not None or breaker.failures >= self._policy.failures:
+            self._open(breaker, now, rest_s)
+
+    def silent(self, rung: Rung, patience_s: float, why: str, now: float) -> bool:
+        """It said nothing for so long. True when it is broken, False when others there get tokens: busy."""
+        if self.gave_token_at(rung.backend.name) > now - patience_s:
+            return False
+        breaker = self._breakers.setdefault((rung.backend.name, ""), _Breaker())
+        breaker.failures += 1
+        breaker.why = why
+        self._open(breaker, now)
+        return True
+
+    def learn_token_ids(self, backend: str, *, gives: bool) -> None:
+        """What an answer showed."""
+        self._gives_ids[backend] = gives
+
+    # What a prober and the status page ask
+
+    def open_keys(self) -> dict[Key, str]:
+        """The breakers that are open, and why."""
+        return {key: b.why for key, b in self._breakers.items() if b.rests_until is not None}
+
+    def may_probe(self, key: Key, now: float) -> bool:
+        """Has this open breaker rested long enough to be asked?"""
+        breaker = self._breakers.get(key)
+        return breaker is not None and breaker.rests_until is not None and now >= breaker.rests_until
+
+    def in_flight(self) -> Counter[str]:
+        """How many requests run on each backend."""
+        return Counter({name: traffic.in_flight for name, traffic in self._traffic.items()})
+
+    def _open(self, breaker: _Breaker, now: float, rest_s: float | None = None) -> None:
+        longest_s = self._policy.clocks.rest_s
+        rest_s = FIRST_REST_S * 2.0 ** min(breaker.rests, 10) if rest_s is None else rest_s
+        breaker.rests += 1
+        breaker.rests_until = now + min(longest_s, rest_s)
+
+    def _may_be_tried(self, breaker: _Breaker, backend: Backend, now: float) -> bool:
+        if breaker.rests_until is None:
+            return True
+        by_probe = self._is_probed and backend.probe == "token"
+        return now >= breaker.rests_until and not breaker.is_tried and not by_probe
+
+    def _rest(self, breaker: _Breaker, now: float) -> Rest:
+        left_s = max(0.0, (breaker.rests_until or now) - now)
+        return Rest(f"rests after {breaker.failures} failures, the last: {breaker.why}", left_s)
+
+
+def _keys(rung: Rung) -> tuple[Key, Key]:
+    return (rung.backend.name, ""), (rung.backend.name, rung.model)

@@ -1,0 +1,251 @@
+"""Carrying an answer on: which requests can be, by whom, and with which request. Pure.
+
+Exact where the engine gives token ids: the prompt's and the answer's so far are the next engine's prompt.
+Where it does not, by the text so far, or, for greedy requests, by starting over and leaving out what the
+caller already has.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sive.backends import Request
+from sive.calls import Call
+from sive.protocol import Json
+from sive.routes import Model, Rung, request_for
+from sive.transcript import Transcript
+
+Level = Literal["tokens", "text", "none"]
+
+ONE_PIECE_FIELDS = ("best_of", "prompt_logprobs", "use_beam_search", "audio", "prompt_embeds")
+"""What cannot be streamed, or not without losing something: such answers pass through whole."""
+
+GRAMMAR_FIELDS = (
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
+"""An engine's grammar begins anew with a new request: only starting over leads to the same answer."""
+
+FIELDS_BEYOND_TEXT = (
+    *ONE_PIECE_FIELDS,
+    "tools",
+    "functions",
+    "logprobs",
+    "top_logprobs",
+    "modalities",
+    "suffix",
+    "echo",
+    "prediction",
+)
+"""What makes an answer more than one text."""
+
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "length_penalty",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "priority",
+    "cache_salt",
+    "vllm_xargs",
+    "user",
+)
+"""What a chat completion and a completion spell alike, in vLLM."""
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What OpenAI's completions and vLLM's generate when ``max_tokens`` is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One attempt: whom to ask and what. ``level`` None begins an answer, any other carries one on.
+
+    ``before``: tokens of the answer that are part of its prompt. ``keeps_stop``: stop strings are found
+    here and not sent.
+    """
+
+    rung: Rung
+    request: Request
+    dropped: list[str]
+    level: Level | None = None
+    keeps_stop: bool = False
+    before: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """What may be done when the answer to a request breaks off after some of it was shown."""
+
+    tokens: bool
+    text: bool
+    none: bool
+
+
+NOT_AT_ALL = Ability(tokens=False, text=False, none=False)
+
+
+def ability(call: Call) -> Ability:
+    """How the answer to a request can be carried on, if its backends can."""
+    body = call.body
+    is_one_text = (
+        call.prompts == 1
+        and body.get("n") in (None, 1)
+        and not any(body.get(name) for name in FIELDS_BEYOND_TEXT)
+        and _reads_text(body)
+    )
+    has_grammar = any(_is_grammar(body.get(name)) for name in GRAMMAR_FIELDS)
+    is_free = is_one_text and not has_grammar
+    return Ability(
+        tokens=is_free and not (body.get("stop") and body.get("min_tokens")),
+        text=is_free and not isinstance(body.get("prompt"), list),
+        none=is_one_text and body.get("temperature") == 0,
+    )
+
+
+def streams_whole(call: Call) -> bool:
+    """Can one JSON answer be put together from a stream of it?"""
+    return not any(call.body.get(name) for name in ONE_PIECE_FIELDS)
+
+
+def stops(call: Call) -> tuple[str, ...]:
+    """The caller's stop strings."""
+    stop = call.body.get("stop")
+    return tuple(one for one in ([stop] if isinstance(stop, str) else stop or ()) if one)
+
+
+def has_all(call: Call, said: Transcript) -> bool:
+    """Did the caller get all the tokens that were asked for, before the backend could say so?"""
+    limit = _max_tokens(call)
+    return limit is not None and said.has_all_ids and said.tokens >= limit
+
+
+def plans(
+    call: Call,
+    model: Model,
+    said: Transcript,
+    cut: Rung,
+    *,
+    can: Ability,
+    gives_ids: Callable[[Rung], bool],
+    rungs: Iterable[Rung],
+    seed: int | None,
+) -> Iterator[Plan]:
+    """The ways to carry on, best first.
+
+    Another rung of equal weights by ids, then the same one. For a greedy request one of equal weights that
+    starts over. Then any rung by text, and last any that starts over.
+    """
+    rungs = list(rungs)
+    equals = [r for r in rungs if r is not cut and r.weights == cut.weights is not None]
+    equals += [r for r in rungs if r is cut]
+    if can.tokens and said.can_go_on_by_ids:
+        yield from (by_tokens(call, model, r, said, seed=seed) for r in equals if gives_ids(r))
+    if not said.is_plain:
+        return
+    if can.none:
+        yield from (over_again(call, model, r, seed=seed, asks_ids=gives_ids(r)) for r in equals)
+    if can.text:
+        able = [r for r in rungs if r.backend.is_local or r.backend.resume == "text" or gives_ids(r)]
+        yield from (by_text(call, model, r, said, seed=seed, asks_ids=gives_ids(r)) for r in able)
+    if can.none:
+        others = (r for r in rungs if r not in equals)
+        yield from (over_again(call, model, r, seed=seed, asks_ids=gives_ids(r)) for r in others)
+
+
+def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: int | None) -> Plan:
+    """The prompt's ids and the answer's, for an engine of equal weights: exact."""
+    first, dropped = request_for(call, model, rung, streams=True, seed=seed)
+    kept = said.carried_on_by_ids()
+    assert kept.prompt_ids is not None  # noqa: S101 - can_go_on_by_ids
+    body: Json = {name: first.body[name] for name in SAMPLING_FIELDS if name in first.body}
+    body |= {
+        "model": rung.model,
+        "prompt": [*kept.prompt_ids, *kept.ids],
+        "max_tokens": _left(call, kept.tokens),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+    }
+    if isinstance(least := body.get("min_tokens"), int):
+        body["min_tokens"] = max(0, least - kept.tokens)
+    request = replace(first, endpoint="completions", body=body)
+    return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens)
+
+
+def by_text(
+    call: Call, model: Model, rung: Rung, said: Transcript, *, seed: int | None, asks_ids: bool
+) -> Plan:
+    """The text so far as the beginning of the assistant's turn."""
+    first, dropped = request_for(
+        call, model, rung, streams=True, asks_ids=asks_ids, keeps_stop=True, seed=seed
+    )
+    body = dict(first.body)
+    if call.endpoint == "completions":
+        body["prompt"] = str(body["prompt"]) + said.text
+    else:
+        goes_on = bool(body.get("continue_final_message"))
+        body["messages"] = _continued(body["messages"], said.text, goes_on=goes_on)
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if (left := _left(call, said.tokens)) is not None:
+        body.pop("max_completion_tokens", None)
+        body["max_tokens"] = left
+    request = replace(first, body=body)
+    return Plan(rung, request, dropped, "text", keeps_stop=True, before=said.tokens)
+
+
+def over_again(call: Call, model: Model, rung: Rung, *, seed: int | None, asks_ids: bool) -> Plan:
+    """The same request once more; what the caller has is left out of the answer."""
+    request, dropped = request_for(
+        call, model, rung, streams=True, asks_ids=asks_ids, keeps_stop=True, seed=seed
+    )
+    return Plan(rung, request, dropped, "none", keeps_stop=True)
+
+
+def _continued(messages: list[Json], text: str, *, goes_on: bool) -> list[Json]:
+    """With the answer so far last; ``goes_on``: the caller had begun the assistant's turn already."""
+    if goes_on and isinstance(messages[-1].get("content"), str):
+        return [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + text}]
+    return [*messages, {"role": "assistant", "content": text}]
+
+
+def _max_tokens(call: Call) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if isinstance(limit := call.body.get(name), int):
+            return limit
+    return DEFAULT_COMPLETION_TOKENS if call.endpoint == "completions" else None
+
+
+def _left(call: Call, tokens: int) -> int | None:
+    """How many tokens are left; None, which vLLM reads as all that fit, when nobody set a limit."""
+    limit = _max_tokens(call)
+    return None if limit is None else max(1, limit - tokens)
+
+
+def _is_grammar(value: object) -> bool:
+    return bool(value) and value != {"type": "text"}
+
+
+def _reads_text(body: Json) -> bool:
+    """Is all of the prompt text? Token ids do not say what a picture showed."""
+    for message in body.get("messages") or ():
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            return False
+    return True

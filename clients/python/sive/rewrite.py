@@ -1,0 +1,209 @@
+"""The relay that reads every chunk: for answers carried on by another backend, and stop strings kept here."""
+
+from dataclasses import dataclass
+
+from sive.protocol import DONE, Endpoint, Json, event, usage
+from sive.relay import (
+    CUT_SHORT,
+    FailedInBand,
+    Finished,
+    Label,
+    Relay,
+    merged,
+)
+from sive.stops import StopFinder
+from sive.transcript import Transcript
+
+DIVERGED = "it began another answer"
+ECHO_CHARS = 8
+"""So much of the text so far in one piece is the prompt coming back, not the answer going on."""
+
+
+@dataclass(slots=True)
+class Voice:
+    """What every backend of one answer shares: how the caller wants it, and what was said so far.
+
+    ``transcript``: up to the last cut. ``finder``: finds the caller's stop strings where they are kept here,
+    ``shows_stop``: and leaves them in. ``has_role``: the role was said.
+    """
+
+    endpoint: Endpoint
+    wants_usage: bool
+    wants_ids: bool
+    transcript: Transcript
+    finder: StopFinder | None = None
+    shows_stop: bool = False
+    has_role: bool = False
+
+
+class Diverged(FailedInBand):
+    """A backend that started over began another answer; nothing of it was shown."""
+
+
+class RewritingRelay(Relay):
+    """Writes each chunk anew, as the caller's one stream: one id, one role, one usage, one finish_reason.
+
+    ``said``: what this backend goes on from, and adds to. ``swallow``: text that is expected first and not
+    shown again, because the caller has it. ``before``: tokens of the answer that are part of this backend's
+    prompt.
+    """
+
+    def __init__(
+        self,
+        label: Label,
+        voice: Voice,
+        said: Transcript,
+        *,
+        swallow: str = "",
+        before: int = 0,
+        resumes: bool = False,
+    ) -> None:
+        super().__init__(label, wants_usage=voice.wants_usage)
+        self._voice = voice
+        self._transcript = said
+        self._swallow = swallow
+        self._before = before
+        self._resumes = resumes
+        self._first = True
+
+    def transcript(self) -> Transcript:
+        """What the caller has: until all of it has come again, what it had before."""
+        if self._swallow:
+            return self._voice.transcript
+        if self.malformed:
+            self._transcript.has_all_ids = False
+        return self._transcript
+
+    def finish(self) -> bytes:
+        """The usage, when it was asked for, and the end mark."""
+        self.usage = self._counted()
+        if self.usage is None or not self._wants_usage:
+            return DONE
+        return event(self._headed({"choices": [], "usage": self.usage})) + DONE
+
+    def conclude(self, reason: str) -> bytes:
+        """The end of an answer that was complete but for being told so."""
+        shown, reason_ = self._until_stop("", reason)
+        choice: Json = {"index": 0, "delta": {}}
+        chunk = self._rewritten({"choices": [choice]}, choice, shown, reason_)
+        return event(chunk) + self.finish()
+
+    def _done(self) -> bytes:
+        if not self._finished:
+            self._happening = FailedInBand(CUT_SHORT)
+            return b""
+        out = self.finish()
+        self._happening = Finished(self.usage)
+        return out
+
+    def _chunk(self, raw: bytes, chunk: Json) -> bytes:
+        finished = self._notice(chunk)
+        if finished is None or not (choices := chunk.get("choices")):
+            return b""
+        text = self._new(chunk)
+        if text is None:
+            self._happening = Diverged(DIVERGED)
+            return b""
+        return self._said(chunk, choices[0], text, finished.get(0))
+
+    def _new(self, chunk: Json) -> str | None:
+        """What of a chunk's text the caller does not have yet; None when it is not what the caller has."""
+        said = self._transcript
+        have = said.text
+        text = said.add(chunk)
+        if self._resumes and self._first and len(have) >= ECHO_CHARS and have in text:
+            text = text.rpartition(have)[2]  # vLLM gives the prompt back when its last character is torn
+            said.text = have + text
+        if not self._swallow:
+            return text
+        known = min(len(text), len(self._swallow))
+        if text[:known] != self._swallow[:known]:
+            return None
+        self._swallow = self._swallow[known:]
+        return text[known:]
+
+    def _said(self, chunk: Json, choice: Json, text: str, reason: str | None) -> bytes:
+        if reason is not None and self._swallow:
+            self._happening = Diverged("it ended sooner")
+            return b""
+        shown, reason = self._until_stop(text, reason)
+        is_stop = self._voice.finder is not None and self._voice.finder.found is not None
+        if is_stop:
+            self._finished.add(0)
+            choice["stop_reason"] = self._voice.finder.found if self._voice.finder else None
+        if not self._is_worth_sending(choice, shown, reason):
+            return b""
+        out = event(self._rewritten(chunk, choice, shown, reason))
+        return out + self._done() if is_stop else out
+
+    def _until_stop(self, text: str, reason: str | None) -> tuple[str, str | None]:
+        """The text that may be shown, up to a stop string, which is the end."""
+        finder = self._voice.finder
+        if finder is None:
+            return text, reason
+        shown = finder.feed(text)
+        if finder.found is not None:
+            return shown + (finder.found if self._voice.shows_stop else ""), "stop"
+        return (shown + finder.flush(), reason) if reason is not None else (shown, None)
+
+    def _is_worth_sending(self, choice: Json, shown: str, reason: str | None) -> bool:
+        delta = choice.get("delta") or {}
+        is_role = "role" in delta and not self._voice.has_role
+        beside = any(value for key, value in delta.items() if key not in ("role", "content"))
+        ids = self._voice.wants_ids and choice.get("token_ids")
+        return bool(shown or reason or is_role or beside or ids)
+
+    def _rewritten(self, chunk: Json, choice: Json, shown: str, reason: str | None) -> Json:
+        choice = {key: value for key, value in choice.items() if key not in ("text", "delta")}
+        if not self._voice.wants_ids:
+            choice.pop("token_ids", None)
+        if not self._voice.wants_ids or self._resumes:
+            choice.pop("prompt_token_ids", None)
+        said = self._delta(chunk, shown) if self._voice.endpoint == "chat/completions" else {"text": shown}
+        choice = {"index": 0, **said, "logprobs": None, **choice, "finish_reason": reason}
+        rewritten = {**chunk, **self._headed({"choices": [choice]})}
+        rewritten.pop("usage", None)
+        if not self._voice.wants_ids or self._resumes:
+            rewritten.pop("prompt_token_ids", None)
+        return self._labelled(rewritten, is_last=reason is not None)
+
+    def _delta(self, chunk: Json, shown: str) -> Json:
+        delta = dict(chunk["choices"][0].get("delta") or {})
+        if self._voice.has_role:
+            delta.pop("role", None)
+        self._voice.has_role = self._voice.has_role or "role" in delta
+        if shown:
+            delta["content"] = shown
+        elif delta.get("content"):
+            del delta["content"]
+        return {"delta": delta}
+
+    def _labelled(self, chunk: Json, *, is_last: bool) -> Json:
+        if self._first or is_last:
+            upstream = chunk.get("sive")
+            chunk["sive"] = merged(self._label.sive, upstream if isinstance(upstream, dict) else {})
+            self._first = False
+        else:
+            chunk.pop("sive", None)
+        return chunk
+
+    def _headed(self, chunk: Json) -> Json:
+        """Under the caller's one id and date, and the name of who speaks."""
+        said = self._transcript
+        kind = "chat.completion.chunk" if self._voice.endpoint == "chat/completions" else "text_completion"
+        head: Json = {"id": said.id, "object": kind, "created": said.created}
+        if self._label.model is not None:
+            head["model"] = self._label.model
+        return head | chunk
+
+    def _counted(self) -> Json | None:
+        """One bill: the prompt once, and all that the caller got."""
+        said = self._transcript
+        if self.usage is None or (self._voice.finder is not None and self._voice.finder.found is not None):
+            return said.usage() or self.usage
+        before = self._before
+        prompt, new = self.usage.get("prompt_tokens"), self.usage.get("completion_tokens")
+        if not self._resumes or not isinstance(prompt, int) or not isinstance(new, int):
+            return self.usage
+        first = said.prompt_tokens if said.prompt_tokens is not None else max(0, prompt - before)
+        return self.usage | usage(first, before + new)

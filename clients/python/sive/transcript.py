@@ -1,0 +1,99 @@
+"""What one answer has said so far, over all backends that said it: what a resumed answer goes on from."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sive.protocol import Json, usage
+
+_SAID_BESIDE_TEXT = frozenset(
+    {"reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"}
+)
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The one choice of an answer, fed with its chunks in either of OpenAI's two shapes.
+
+    ``prompt_ids``, ``ids``: tokens of the prompt and of the answer as the backend that spoke last counted
+    them; only the first ``settled`` ids stand behind ``text``, the others are parts of a character that is
+    not complete. ``spent``: tokens of ``text`` from before that backend's prompt began to contain them.
+    ``has_all_ids``: no piece of text came without its ids. ``is_plain``: nothing but text was said.
+    """
+
+    id: str | None = None
+    created: int | None = None
+    prompt_ids: list[int] | None = None
+    ids: list[int] = field(default_factory=list)
+    settled: int = 0
+    text: str = ""
+    pieces: int = 0
+    spent: int = 0
+    prompt_tokens: int | None = None
+    has_all_ids: bool = True
+    is_plain: bool = True
+
+    def add(self, chunk: Json) -> str:
+        """Take a chunk in; return its text.
+
+        Raises:
+            ValueError: the chunk has another shape than OpenAI's.
+        """
+        if self.id is None:
+            self.id, self.created = chunk.get("id"), chunk.get("created")
+        self._take_prompt(chunk.get("prompt_token_ids"))
+        choices = chunk.get("choices") or []
+        if not choices:
+            return ""
+        choice = choices[0]
+        self._take_prompt(choice.get("prompt_token_ids"))
+        said = choice.get("delta") or {}
+        self.is_plain = self.is_plain and not any(said.get(key) for key in _SAID_BESIDE_TEXT)
+        text = said.get("content") or choice.get("text") or ""
+        if not isinstance(text, str):
+            raise ValueError("content that is no text")
+        self._take(text, choice.get("token_ids"))
+        return text
+
+    def carried_on_by_ids(self) -> "Transcript":
+        """What the next backend goes on from when it is given the ids: incomplete characters are left out."""
+        return replace(self, ids=self.ids[: self.settled])
+
+    def carried_on_by_text(self) -> "Transcript":
+        """What the next backend goes on from when it is given the text: it counts tokens of its own."""
+        return replace(
+            self, prompt_ids=None, ids=[], settled=0, spent=self.tokens, pieces=0, has_all_ids=True
+        )
+
+    def started_over(self) -> "Transcript":
+        """What a backend goes on from that is given nothing: only who the caller thinks is speaking."""
+        return Transcript(id=self.id, created=self.created)
+
+    @property
+    def can_go_on_by_ids(self) -> bool:
+        """Are all ids known?"""
+        return self.prompt_ids is not None and self.has_all_ids and self.is_plain
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer so far; where a backend gave no ids, its pieces of text."""
+        return self.spent + (len(self.ids) if self.has_all_ids else self.pieces)
+
+    def usage(self) -> Json | None:
+        """The usage so far; None when the prompt was never counted."""
+        return None if self.prompt_tokens is None else usage(self.prompt_tokens, self.tokens)
+
+    def _take_prompt(self, ids: Any) -> None:
+        if self.prompt_ids is None and isinstance(ids, list):
+            self.prompt_ids = ids
+            if self.prompt_tokens is None:
+                self.prompt_tokens = max(0, len(ids) - self.spent)
+
+    def _take(self, text: str, ids: Any) -> None:
+        if isinstance(ids, list):
+            self.ids += ids
+        elif text:
+            self.has_all_ids = False
+        if text:
+            self.text += text
+            self.pieces += 1
+            self.settled = len(self.ids)

@@ -82,6 +82,15 @@ def _pages(gateway: Gateway) -> FastAPI:
     async def models() -> JSONResponse:
         return JSONResponse(status.models(gateway))
 
+    @app.post("/v1/requests/{request_id}/cancel")
+    async def cancel(request_id: str, request: Request) -> JSONResponse:
+        cancelled = gateway.cancel(request_id, request.headers.get("authorization", ""))
+        if not cancelled:
+            message = f"no request {request_id[:128]!r} of yours is being answered"
+            payload = error(message, type="invalid_request_error", code="request_not_found")
+            return JSONResponse(payload, status_code=404)
+        return JSONResponse({"id": request_id, "cancelled": cancelled})
+
     @app.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})

@@ -4,9 +4,10 @@ import asyncio
 import gc
 import logging
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
-from sive.assemble import EngineModel, EngineParts, build_table, clocks, describe_local
+from sive.assemble import EngineModel, EngineParts, Learned, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, parse, request_id
@@ -28,6 +29,7 @@ from sive_serve.asgi import AsgiCaller, CallerLeftError, Receive, Scope, Send, h
 from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
 from sive_serve.metrics import Metrics
+from sive_serve.prober import Prober
 from sive_serve.running import Running
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
@@ -54,10 +56,12 @@ class Gateway:
         self.metrics.in_flight.set_function(lambda: self.running.count)
         self.policy = Policy(clocks(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
+        self.metrics.watch(self.health.open_keys)
         self.local = describe_local(settings.local)
         self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
+        self._lessons: dict[tuple[str, str], Learned] = {}
         self._wires: dict[WireName, Wire] = {}
 
     async def start(self) -> None:
@@ -70,9 +74,20 @@ class Gateway:
             self._wires["local"] = LocalWire(self.settings.local)
         if self.engine is not None:
             await self.engine.start()
+        self._prober = Prober(
+            table=lambda: self.table,
+            health=self.health,
+            policy=self.policy,
+            wires=self._wires,
+            interval_s=self.settings.gateway.probe_interval_s,
+            learn=self._learn,
+            observe=self.metrics.probed,
+        )
+        self._prober.start()
 
     async def stop(self) -> None:
         """Close the wires and stop the engine."""
+        await self._prober.stop()
         for wire in self._wires.values():
             await wire.aclose()
         if self.engine is not None:
@@ -85,6 +100,15 @@ class Gateway:
         state = self.engine.state
         why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
         return {"engine": Rest(why, state.retry_after_s)}
+
+    def _learn(self, lessons: Mapping[tuple[str, str], Learned]) -> None:
+        """What a backend says of its models; the routes are built anew when it is news."""
+        if all(self._lessons.get(key) == lesson for key, lesson in lessons.items()):
+            return
+        self._lessons = {**self._lessons, **lessons}
+        self.table = build_table(
+            self.settings, local=self.local, engine=_parts(self.engine), learned=self._lessons
+        )
 
     async def answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """One chat completion or completion, from the request to the end of its answer."""

@@ -1,6 +1,10 @@
 """What Prometheus scrapes."""
 
+from collections.abc import Callable, Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from sive.report import Report
 
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -41,11 +45,25 @@ class Metrics:
         )
         self._cut = Counter(
             "sive_streams_cut",
-            "Answers that ended in an error event.",
+            "Answers that broke off and that nobody could carry on.",
             ("model", "backend"),
             registry=registry,
         )
-
+        self._cuts = Counter(
+            "sive_cuts", "Answers that a backend broke off, by why.", ("backend", "reason"), registry=registry
+        )
+        self._resumes = Counter(
+            "sive_resumes",
+            "Broken-off answers that were carried on, by how; every failed attempt counts too.",
+            ("level", "outcome"),
+            registry=registry,
+        )
+        self._hedges = Counter(
+            "sive_hedges", "Second rungs asked because the first was slow.", ("model",), registry=registry
+        )
+        self._probes = Counter(
+            "sive_probes", "Tokens asked for to see who lives.", ("backend", "outcome"), registry=registry
+        )
         self._malformed = Counter(
             "sive_malformed_events", "Events of a stream that were skipped.", ("backend",), registry=registry
         )
@@ -63,14 +81,31 @@ class Metrics:
             self._failovers.labels(failure.backend, failure.reason).inc()
         if report.malformed:
             self._malformed.labels(backend).inc(report.malformed)
+        self._count_cuts(report)
         if report.first_token_at is None:
             return
         self._first_token.labels(model, backend).observe(report.first_token_at - report.started_at)
         if report.ended_at is not None:
             self._duration.labels(model, backend).observe(report.ended_at - report.started_at)
         self._count_tokens(report)
-        if not report.is_complete and not report.caller_left:
-            self._cut.labels(model, backend).inc()
+
+    def probed(self, backend: str, report: Report) -> None:
+        """A probe is over."""
+        self._probes.labels(backend, "token" if report.is_complete else "none").inc()
+
+    def watch(self, open_breakers: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Show which breakers are open whenever somebody looks."""
+        self.registry.register(_Breakers(open_breakers))
+
+    def _count_cuts(self, report: Report) -> None:
+        for cut in report.cuts:
+            self._cuts.labels(cut.backend, cut.reason).inc()
+        for level, outcome in report.resumes:
+            self._resumes.labels(level, outcome).inc()
+        if report.is_broken_off:
+            self._cut.labels(report.call.model, report.backend).inc()
+        if report.hedges:
+            self._hedges.labels(report.call.model).inc(report.hedges)
 
     def _count_tokens(self, report: Report) -> None:
         usage = report.usage or {"completion_tokens": report.chunks}
@@ -78,3 +113,19 @@ class Metrics:
             count = usage.get(f"{kind}_tokens")
             if isinstance(count, int) and count > 0:
                 self._tokens.labels(report.call.model, report.backend, kind).inc(count)
+
+
+class _Breakers(Collector):
+    """A series for every open breaker; ``model`` is empty where the whole backend rests."""
+
+    def __init__(self, open_breakers: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        self._open_breakers = open_breakers
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The breakers that are open now."""
+        family = GaugeMetricFamily(
+            "sive_backend_open", "1 while a backend is left alone.", labels=("backend", "model")
+        )
+        for backend, model in self._open_breakers():
+            family.add_metric([backend, model], 1)
+        yield family

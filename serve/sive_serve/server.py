@@ -1,9 +1,11 @@
 """Runs the application: binds the port first, so that a port in use is one clear line."""
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
 import logging
+import math
 import signal
 import socket
 from types import FrameType
@@ -14,6 +16,9 @@ from sive.errors import ConfigError
 
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
+
+FAREWELL_S = 2.0
+"""For what still runs when the drain is over: each caller is told, which a cut connection does not."""
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
         server_header=False,
         log_level=log_level,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(gateway.settings.gateway.drain_s),
+        timeout_graceful_shutdown=math.ceil(gateway.settings.gateway.drain_s + FAREWELL_S),
     )
     # uvicorn shuts down and then raises the signal again, which would end a clean stop as a death by signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -93,6 +98,16 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and give what runs ``drain_s`` to finish."""
+        message = "the server is stopping, and this answer took too long to wait for"
+        drain_s = self._gateway.settings.gateway.drain_s
+        timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.running.end_all, message)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second does not wait."""

@@ -24,14 +24,19 @@ def _model(gateway: Gateway, model: Model) -> Json:
         "owned_by": "sive",
         "weights": model.weights,
     }
+    context = next((r.backend.context_tokens for r in model.rungs if not r.is_degraded), None)
+    if context is not None:
+        entry["max_model_len"] = context
     return entry | ({"parent": model.parent} if model.parent else {})
 
 
 def readiness(gateway: Gateway) -> Json:
     """``/ready``: for each model, the rungs that could answer now; ``ready`` when every model has one."""
-    rests = gateway.rests()
+    now = time.monotonic()
     rungs = {
-        name: [{"backend": rung.backend.name} | _state(rests.get(rung.backend.name)) for rung in model.rungs]
+        name: [
+            {"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in model.rungs
+        ]
         for name, model in gateway.table.items()
     }
     ready = bool(rungs) and all(any(rung["ready"] for rung in said) for said in rungs.values())
@@ -40,7 +45,8 @@ def readiness(gateway: Gateway) -> Json:
 
 def status(gateway: Gateway) -> Json:
     """``/status``: what is served, by whom, why, and how the engine does; no URLs, no keys."""
-    rests = gateway.rests()
+    now = time.monotonic()
+    in_flight = gateway.health.in_flight()
     return {
         "version": __version__,
         "uptime_s": round(time.time() - gateway.started_at, 1),
@@ -50,7 +56,8 @@ def status(gateway: Gateway) -> Json:
                 "parent": model.parent,
                 "degrade": "refuse" if model.refuses_degraded else "allow",
                 "rungs": [
-                    _rung(rung, rests.get(rung.backend.name)) | {"last": _last(gateway, rung)}
+                    _rung(rung, gateway.health.rest(rung, now))
+                    | {"last": _last(gateway, rung), "in_flight": in_flight[rung.backend.name]}
                     for rung in model.rungs
                 ],
             }

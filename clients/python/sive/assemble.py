@@ -42,6 +42,20 @@ class EngineParts:
     models: Sequence[EngineModel]
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a backend says of one of its models: whose voice it is, and how much it reads."""
+
+    weights: str | None = None
+    context_tokens: int | None = None
+
+
+Lessons = Mapping[tuple[str, str], Learned]
+"""By backend and its name for the model."""
+
+NOTHING: Lessons = {}
+
+
 def clocks(settings: Settings) -> Clocks:
     """The policy's clocks as configured."""
     gateway = settings.gateway
@@ -55,13 +69,19 @@ def clocks(settings: Settings) -> Clocks:
     )
 
 
-def build_table(settings: Settings, *, local: LocalModel | None, engine: EngineParts | None = None) -> Table:
-    """The routes of every served model.
+def build_table(
+    settings: Settings,
+    *,
+    local: LocalModel | None,
+    engine: EngineParts | None = None,
+    learned: Lessons = NOTHING,
+) -> Table:
+    """The routes of every served model. What the configuration says counts before what was learned.
 
     Raises:
         ConfigError: a backend without a URL, or a route to a backend that is switched off.
     """
-    return _Builder(settings, local, engine).table()
+    return _Builder(settings, local, engine, learned).table()
 
 
 def describe_local(settings: LocalSettings) -> LocalModel | None:
@@ -91,8 +111,11 @@ def local_rung(local: LocalModel) -> Rung:
 
 
 class _Builder:
-    def __init__(self, settings: Settings, local: LocalModel | None, engine: EngineParts | None) -> None:
+    def __init__(
+        self, settings: Settings, local: LocalModel | None, engine: EngineParts | None, learned: Lessons
+    ) -> None:
         self._settings = settings
+        self._learned = learned
         self._local = local
         self._engine = engine
         self._engine_models: Mapping[str, EngineModel] = {m.name: m for m in engine.models} if engine else {}
@@ -145,7 +168,7 @@ class _Builder:
         if not environment.offline:
             if (url := environment.snb_backend_url) and environment.snb_api_prefix.endswith("/v1"):
                 backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix), probe="token")
-                rungs.append(Rung(backend, name, "SNB_BACKEND_URL is set"))
+                rungs.append(self._informed(Rung(backend, name, "SNB_BACKEND_URL is set")))
             if environment.hf_token is not None:
                 rungs.append(
                     Rung(self._hf(), environment.ia_model, "HF_TOKEN is set", weights=environment.ia_model)
@@ -168,7 +191,18 @@ class _Builder:
             found = self._engine_rung(rung.model, "configured")
             return replace(found, weights=rung.weights or found.weights, system_prompt=rung.system_prompt)
         backend = self._backends.get(rung.backend) or self._hf()
-        return Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+        found = Rung(backend, rung.model, "configured", rung.weights, system_prompt=rung.system_prompt)
+        return self._informed(found)
+
+    def _informed(self, rung: Rung) -> Rung:
+        """With what its backend says of the model, where the configuration says nothing."""
+        learned = self._learned.get((rung.backend.name, rung.model))
+        if learned is None:
+            return rung
+        backend = rung.backend
+        if backend.context_tokens is None and isinstance(backend, OpenAIBackend):
+            backend = replace(backend, context_tokens=learned.context_tokens)
+        return replace(rung, backend=backend, weights=rung.weights or learned.weights)
 
     def _why_no_local(self) -> str:
         if not self._settings.local.enabled:

@@ -99,10 +99,19 @@ class Chain:
     """Asks the rungs of a model in order until one answers, and others to carry on when it breaks off.
 
     ``health``: what is known of the backends; it is told how they do. ``now``: when the request came.
+    ``is_probe``: nobody waits for this answer, so its speed says nothing about answers.
     """
 
     def __init__(
-        self, call: Call, model: Model, face: Face, policy: Policy, *, health: Health, now: float
+        self,
+        call: Call,
+        model: Model,
+        face: Face,
+        policy: Policy,
+        *,
+        health: Health,
+        now: float,
+        is_probe: bool = False,
     ) -> None:
         self.report = Report(call, started_at=now)
         self._call = call
@@ -111,6 +120,7 @@ class Chain:
         self._policy = policy
         self._clocks = policy.clocks
         self._health = health
+        self._is_probe = is_probe
         self._now = now
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
@@ -345,7 +355,7 @@ class Chain:
             self._failed(attempt, "malformed", f"a 200 that is no answer: {exc}", verdict)
             return
         self._do += commands
-        self._health.answered(attempt.rung, self._now - attempt.opened_at, self._now)
+        self._health.answered(attempt.rung, None, self._now)
         self._drop(attempt, closes=False)
         self._answered_by(attempt.rung)
         self._complete(usage)
@@ -388,7 +398,8 @@ class Chain:
         assert attempt.head is not None  # noqa: S101 - it has its first token
         rung, relay = attempt.rung, self._relay_for(attempt, attempt.head)
         self._answered_by(rung)
-        self._health.answered(rung, self._now - attempt.opened_at, self._now, relay)
+        first_token_s = None if self._is_probe else self._now - attempt.opened_at
+        self._health.answered(rung, first_token_s, self._now, relay)
         self._do += [*self._face.begin(relay, self._headers(rung)), RelayCommand(attempt.id, relay)]
         relay.fed_at = self._now
         patience_s = self._clocks.stall_s
@@ -530,7 +541,7 @@ class Chain:
                 said,
                 cut,
                 can=self._can,
-                gives_ids=lambda rung: self._health.gives_token_ids(rung.backend) is True,
+                gives_ids=lambda rung: self._health.gives_token_ids(rung.backend),
                 rungs=group,
                 seed=self._seed,
             )

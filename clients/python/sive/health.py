@@ -124,11 +124,14 @@ class Health:
             if breaker := self._breakers.get(key):
                 breaker.is_tried = False
 
-    def answered(self, rung: Rung, first_token_s: float, now: float, relay: Relay | None = None) -> None:
-        """It gave a first token, or a whole answer: its breakers close."""
+    def answered(
+        self, rung: Rung, first_token_s: float | None, now: float, relay: Relay | None = None
+    ) -> None:
+        """It gave a first token, after so long where that is known: its breakers close."""
         traffic = self._traffic[rung.backend.name]
         traffic.token_at = now
-        traffic.first_token_s.append(first_token_s)
+        if first_token_s is not None:
+            traffic.first_token_s.append(first_token_s)
         if relay is not None:
             traffic.relays.add(relay)
         for key in _keys(rung):

@@ -143,30 +143,31 @@ def plans(
     cut: Rung,
     *,
     can: Ability,
-    gives_ids: Callable[[Rung], bool],
+    gives_ids: Callable[[Rung], bool | None],
     rungs: Iterable[Rung],
     seed: int | None,
 ) -> Iterator[Plan]:
     """The ways to carry on, best first.
 
-    Another rung of equal weights by ids, then the same one. For a greedy request one of equal weights that
-    starts over. Then any rung by text, and last any that starts over.
+    Another rung of equal weights by ids, even if it was never seen to give any, then the same one. For a
+    greedy request one of equal weights that starts over. Then any rung by text, and last any that starts
+    over.
     """
     rungs = list(rungs)
     equals = [r for r in rungs if r is not cut and r.weights == cut.weights is not None]
     equals += [r for r in rungs if r is cut]
     if can.tokens and said.can_go_on_by_ids:
-        yield from (by_tokens(call, model, r, said, seed=seed) for r in equals if gives_ids(r))
+        yield from (by_tokens(call, model, r, said, seed=seed) for r in equals if gives_ids(r) is not False)
     if not said.is_plain:
         return
     if can.none:
-        yield from (over_again(call, model, r, seed=seed, asks_ids=gives_ids(r)) for r in equals)
+        yield from (over_again(call, model, r, seed=seed, asks_ids=bool(gives_ids(r))) for r in equals)
     if can.text:
         able = [r for r in rungs if r.backend.is_local or r.backend.resume == "text" or gives_ids(r)]
-        yield from (by_text(call, model, r, said, seed=seed, asks_ids=gives_ids(r)) for r in able)
+        yield from (by_text(call, model, r, said, seed=seed, asks_ids=bool(gives_ids(r))) for r in able)
     if can.none:
         others = (r for r in rungs if r not in equals)
-        yield from (over_again(call, model, r, seed=seed, asks_ids=gives_ids(r)) for r in others)
+        yield from (over_again(call, model, r, seed=seed, asks_ids=bool(gives_ids(r))) for r in others)
 
 
 def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: int | None) -> Plan:

@@ -90,3 +90,6 @@ class Backend(Protocol):
 
     def flow(self, request: Request) -> Flow:
         """The wire requests that fetch one answer."""
+
+    def models_request(self) -> WireRequest | None:
+        """What lists its models; None where nothing does."""

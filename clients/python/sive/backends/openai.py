@@ -93,10 +93,20 @@ class OpenAIBackend:
 
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""
+        headers = JSON_HEADERS | self._headers() | request.headers
+        yield WireRequest("POST", self._url(request.endpoint), headers, dumps(request.body))
+        return None
+
+    def models_request(self) -> WireRequest | None:
+        """``GET /models``."""
+        return None if self.is_local else WireRequest("GET", self._url("models"), self._headers())
+
+    def _url(self, path: str) -> str:
+        return f"{self.url.rstrip('/')}/{path}" + (f"?{self.query}" if self.query else "")
+
+    def _headers(self) -> dict[str, str]:
         # A compressed stream would be held back until a block is full.
-        headers = {**JSON_HEADERS, "accept-encoding": "identity", **self.headers, **request.headers}
+        headers = {"accept-encoding": "identity", **self.headers}
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
-        url = f"{self.url.rstrip('/')}/{request.endpoint}" + (f"?{self.query}" if self.query else "")
-        yield WireRequest("POST", url, headers, dumps(request.body))
-        return None
+        return headers

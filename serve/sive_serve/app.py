@@ -1,4 +1,4 @@
-"""The ASGI application: the hot path first, FastAPI behind it for everything else."""
+"""The ASGI application: everything but the hot paths, which `http` answers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,20 +8,14 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sive.calls import request_id
 from sive.errors import RequestError
-from sive.protocol import Endpoint, error
+from sive.protocol import error
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve import status
-from sive_serve.asgi import Receive, Scope, Send, headers_of
-from sive_serve.gateway import Gateway
-
-HOT_PATHS: dict[str, Endpoint] = {
-    "/v1/chat/completions": "chat/completions",
-    "/v1/completions": "completions",
-}
-ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
+from sive_serve.gateway import ANSWER_HEADERS, Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
@@ -39,31 +33,22 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class _Front:
-    """Checks the key, then answers the hot paths itself: a framework's routing costs as much as they do."""
+    """Checks the key of every page but /health."""
 
     def __init__(self, gateway: Gateway, pages: ASGIApp) -> None:
         self._gateway = gateway
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._pages(scope, receive, send)
-            return
-        if scope["path"] != "/health" and not self._gateway.keys.is_open:
+        app = self._pages
+        if scope["type"] == "http" and scope["path"] != "/health":
+            headers = Headers(scope=scope)
             try:
-                self._gateway.keys.check(_authorization(scope))
+                self._gateway.keys.check(headers.get("authorization", "").encode("latin-1"))
             except RequestError as problem:
-                await self._gateway.refuse(send, problem, request_id=request_id(headers_of(scope)))
-                return
-        endpoint = HOT_PATHS.get(scope["path"]) if scope["method"] == "POST" else None
-        if endpoint is not None:
-            await self._gateway.answer(endpoint, scope, receive, send)
-        else:
-            await self._pages(scope, receive, send)
-
-
-def _authorization(scope: Scope) -> bytes:
-    return next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+                told, body = self._gateway.refusal(problem, request_id(headers))
+                app = Response(body, problem.status, told)
+        await app(scope, receive, send)
 
 
 def _pages(gateway: Gateway) -> FastAPI:

@@ -18,23 +18,26 @@ from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
 from sive.health import Health
 from sive.policy import Policy
-from sive.protocol import Endpoint
 from sive.report import Report
 from sive.routes import Model, Rest, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
 
-from sive_serve.asgi import AsgiCaller, CallerLeftError, Receive, Scope, Send, headers_of, read_body, refuse
 from sive_serve.auth import KeyRing
 from sive_serve.engine import Engine
+from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
 from sive_serve.prober import Prober
-from sive_serve.running import Running
+from sive_serve.request_log import RequestLog
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
-WATCH_AFTER_S = 0.02
+ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
+"""Headers that a page of another origin may read."""
+
+CANCELLED_STATUS = 499
+"""nginx's code for a client that closed its request; there is no standard one."""
 
 OWN_FAULT = "an error in sive itself; its log says more"
 
@@ -52,8 +55,9 @@ class Gateway:
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
         self.metrics = Metrics(CollectorRegistry())
-        self.running = Running()
-        self.metrics.in_flight.set_function(lambda: self.running.count)
+        self.running: set[Exchange] = set()
+        self.metrics.in_flight.set_function(lambda: len(self.running))
+        self.request_log = RequestLog()
         self.policy = Policy(clocks(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
@@ -86,12 +90,16 @@ class Gateway:
         self._prober.start()
 
     async def stop(self) -> None:
-        """Close the wires and stop the engine."""
+        """Stop asking, cut what still runs, close the wires and stop the engine."""
         await self._prober.stop()
+        for exchange in list(self.running):
+            exchange.cut()
+        self.running.clear()
         for wire in self._wires.values():
             await wire.aclose()
         if self.engine is not None:
             await self.engine.stop()
+        self.request_log.flush()
 
     def rests(self) -> dict[str, Rest]:
         """Backends that cannot answer now, and why."""
@@ -110,51 +118,79 @@ class Gateway:
             self.settings, local=self.local, engine=_parts(self.engine), learned=self._lessons
         )
 
-    async def answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+    def answer(self, exchange: Exchange, body: bytes) -> None:
         """One chat completion or completion, from the request to the end of its answer."""
-        headers = headers_of(scope)
-        now = asyncio.get_running_loop().time()
+        headers = exchange.headers
         try:
-            body = await read_body(receive, headers, self.settings.gateway.max_body_bytes)
-            call = parse(endpoint, body, headers)
+            call = parse(exchange.endpoint, body, headers)
             model = self._model(call)
         except RequestError as problem:
-            await self.refuse(send, problem, request_id=request_id(headers))
-            return
-        except CallerLeftError:
+            self.refuse(exchange, problem)
             return
         face = StreamFace() if call.stream else WholeFace(call)
+        now = asyncio.get_running_loop().time()
         chain = Chain(call, model, face, self.policy, health=self.health, now=now)
-        await self._run(chain, receive, AsgiCaller(send), headers.get("authorization", ""))
+        exchange.request_id = call.request_id
+        exchange.driver = Driver(
+            chain, self._wires, exchange, ended=lambda failure: self._ended(exchange, chain.report, failure)
+        )
+        self.running.add(exchange)
+        exchange.driver.start()
 
-    async def refuse(self, send: Send, problem: RequestError, *, request_id: str = "") -> None:
+    def refuse(self, exchange: Exchange, problem: RequestError) -> None:
         """Answer a request that reaches no route."""
-        self.metrics.refused(problem.status)
-        log.info("%s - - %s refused: %s", request_id or "-", problem.status, problem.code)
-        await refuse(send, problem, request_id=request_id)
+        headers, body = self.refusal(problem, request_id(exchange.headers))
+        exchange.begin(problem.status, headers)
+        exchange.end(body)
 
     def cancel(self, request_id: str, authorization: str) -> int:
-        """End the requests that run under an id and the same key; how many there were."""
-        return self.running.cancel(request_id, authorization)
+        """End the requests that run under an id and came with the same key; how many there were."""
+        found = [
+            exchange
+            for exchange in self.running
+            if exchange.request_id == request_id and exchange.came_with(authorization)
+        ]
+        for exchange in found:
+            exchange.end_early(
+                status=CANCELLED_STATUS, message="the request was cancelled", code="request_cancelled"
+            )
+        return len(found)
 
-    async def _run(self, chain: Chain, receive: Receive, caller: AsgiCaller, authorization: str) -> None:
-        """Drive a chain to its end, and tell the driver when the caller leaves."""
-        driver = Driver(chain, self._wires, caller)
-        watch = _Watch(receive, driver)
-        request_id = chain.report.call.request_id
-        self.running.add(request_id, driver, authorization)
-        try:
-            await driver.run()
-        except Exception:  # the outermost frame of a request: the process stays up, the caller is told
-            log.exception("request %s failed", chain.report.call.request_id)
-            if caller.has_begun:
-                raise  # the server cuts the connection: not a clean end
-            await self.refuse(caller.raw_send, RequestError(OWN_FAULT, status=500, type="server_error"))
+    def end_all(self) -> None:
+        """End every request that still runs; each caller is told why."""
+        message = "the server is stopping, and this answer took too long to wait for"
+        for exchange in list(self.running):
+            exchange.end_early(status=503, message=message, code="shutting_down")
+
+    def refusal(self, problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
+        """Headers and body that tell a caller what is wrong; counted and logged."""
+        self.metrics.refused(problem.status)
+        log.info("%s - - %s refused: %s", request_id, problem.status, problem.code)
+        return refusal(problem, request_id)
+
+    def cors_headers(self, origin: bytes) -> dict[str, str]:
+        """What lets a page of ``origin`` read an answer; nothing for those that are not configured."""
+        origins = self.settings.gateway.cors_origins
+        if not origin or not origins:
+            return {}
+        named = origin.decode("latin-1")
+        exposed = {"access-control-expose-headers": ", ".join(ANSWER_HEADERS)}
+        if "*" in origins:
+            return {"access-control-allow-origin": "*", **exposed}
+        allowed = {"access-control-allow-origin": named} if named in origins else {}
+        return {**allowed, **exposed, "vary": "Origin"}
+
+    def _ended(self, exchange: Exchange, report: Report, failure: Exception | None) -> None:
+        self.running.discard(exchange)
+        exchange.driver = None  # it holds the exchange in turn
+        if failure is None:
+            self._observe(report)
+            return
+        log.error("request %s failed", report.call.request_id, exc_info=failure)
+        if exchange.has_begun:
+            exchange.cut()
         else:
-            self._observe(chain.report)
-        finally:
-            self.running.remove(request_id, driver)
-            watch.cancel()
+            self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
 
     def _model(self, call: Call) -> Model:
         model = self.table.get(call.model)
@@ -182,46 +218,7 @@ class Gateway:
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)
         self._remember(report)
-        if log.isEnabledFor(logging.INFO):
-            seconds = (report.ended_at or report.started_at) - report.started_at
-            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failed_over)
-            log.info(
-                "%s %s %s %s %.3fs%s%s",
-                report.call.request_id,
-                report.call.model,
-                report.backend or "-",
-                499 if report.caller_left else report.status,
-                seconds,
-                " degraded" if report.is_degraded else "",
-                f" after {tried}" if tried else "",
-            )
-
-
-class _Watch:
-    """Tells the driver when the caller leaves.
-
-    It begins late, because a task for each of many short requests costs a tenth of their time; who left in
-    the meantime is noticed then.
-    """
-
-    def __init__(self, receive: Receive, driver: Driver) -> None:
-        self._receive = receive
-        self._driver = driver
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
-
-    def cancel(self) -> None:
-        """The request is over."""
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _begin(self) -> None:
-        self._task = asyncio.ensure_future(self._until_gone())
-
-    async def _until_gone(self) -> None:
-        await self._receive()  # after the body, the only message there is: http.disconnect
-        self._driver.left()
+        self.request_log.add(report)
 
 
 def _parts(engine: Engine | None) -> EngineParts | None:

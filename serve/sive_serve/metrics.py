@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sive.protocol import Json
 from sive.report import Report
 
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -68,6 +69,8 @@ class Metrics:
             "sive_malformed_events", "Events of a stream that were skipped.", ("backend",), registry=registry
         )
 
+        self._series: dict[tuple[str, str], _Series] = {}
+
     def refused(self, status: int) -> None:
         """A request that never reached a route: bad key, bad JSON, unknown model."""
         self._requests.labels("", "", str(status)).inc()
@@ -75,8 +78,10 @@ class Metrics:
     def observe(self, report: Report) -> None:
         """A request is over."""
         model, backend = report.call.model, report.backend
-        status = "499" if report.caller_left and not report.status else str(report.status)
-        self._requests.labels(model, backend, status).inc()
+        series = self._series.get((model, backend))
+        if series is None:
+            series = self._series[model, backend] = _Series(self, model, backend)
+        series.answered("499" if report.caller_left and not report.status else str(report.status))
         for failure in report.failed_over:
             self._failovers.labels(failure.backend, failure.reason).inc()
         if report.malformed:
@@ -84,10 +89,10 @@ class Metrics:
         self._count_cuts(report)
         if report.first_token_at is None:
             return
-        self._first_token.labels(model, backend).observe(report.first_token_at - report.started_at)
+        series.first_token.observe(report.first_token_at - report.started_at)
         if report.ended_at is not None:
-            self._duration.labels(model, backend).observe(report.ended_at - report.started_at)
-        self._count_tokens(report)
+            series.duration.observe(report.ended_at - report.started_at)
+        series.count_tokens(report.usage or {"completion_tokens": report.chunks})
 
     def probed(self, backend: str, report: Report) -> None:
         """A probe is over."""
@@ -107,12 +112,34 @@ class Metrics:
         if report.hedges:
             self._hedges.labels(report.call.model).inc(report.hedges)
 
-    def _count_tokens(self, report: Report) -> None:
-        usage = report.usage or {"completion_tokens": report.chunks}
-        for kind in ("prompt", "completion"):
-            count = usage.get(f"{kind}_tokens")
+
+class _Series:
+    """The series of one model and backend: looking them up by their labels costs more than counting."""
+
+    def __init__(self, metrics: Metrics, model: str, backend: str) -> None:
+        self.first_token = metrics._first_token.labels(model, backend)
+        self.duration = metrics._duration.labels(model, backend)
+        self._tokens = [
+            (f"{kind}_tokens", metrics._tokens.labels(model, backend, kind))
+            for kind in ("prompt", "completion")
+        ]
+        self._requests = metrics._requests
+        self._labels = model, backend
+        self._by_status: dict[str, Counter] = {}
+
+    def answered(self, status: str) -> None:
+        """A request more."""
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self._requests.labels(*self._labels, status)
+        counter.inc()
+
+    def count_tokens(self, usage: Json) -> None:
+        """What it took, as far as these are counts."""
+        for name, counter in self._tokens:
+            count = usage.get(name)
             if isinstance(count, int) and count > 0:
-                self._tokens.labels(report.call.model, report.backend, kind).inc(count)
+                counter.inc(count)
 
 
 class _Breakers(Collector):

@@ -178,13 +178,15 @@ def _key(rung: Rung) -> Key:
 class _Nobody:
     """The caller of a probe."""
 
-    async def begin(self, status: int, headers: dict[str, str]) -> None:
+    is_slow = False
+
+    def begin(self, status: int, headers: dict[str, str]) -> None:
         """Nothing is read."""
 
-    async def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Nothing is read."""
 
-    async def end(self, data: bytes) -> None:
+    def end(self, data: bytes) -> None:
         """Nothing is read."""
 
 

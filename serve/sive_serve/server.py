@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import math
@@ -16,6 +17,7 @@ from sive.errors import ConfigError
 
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
+from sive_serve.http import GatewayProtocol
 
 FAREWELL_S = 2.0
 """For what still runs when the drain is over: each caller is told, which a cut connection does not."""
@@ -77,7 +79,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
     """Serve until SIGINT or SIGTERM; then finish what runs, for at most ``drain_s``."""
     config = uvicorn.Config(
         create_app(gateway),
-        http="httptools",
+        http=functools.partial(GatewayProtocol, gateway),  # type: ignore[arg-type]  # called like a class
         lifespan="on",
         access_log=False,
         proxy_headers=False,
@@ -101,9 +103,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and give what runs ``drain_s`` to finish."""
-        message = "the server is stopping, and this answer took too long to wait for"
         drain_s = self._gateway.settings.gateway.drain_s
-        timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.running.end_all, message)
+        timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.end_all)
         try:
             await super().shutdown(sockets)
         finally:
@@ -113,7 +114,7 @@ class _Server(uvicorn.Server):
         """The first signal drains, the second does not wait."""
         if self.should_exit:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news
-        elif running := self._gateway.running.count:
+        elif running := len(self._gateway.running):
             seconds = self._gateway.settings.gateway.drain_s
             log.warning(
                 "stopping: %d still being answered, for up to %g s; once more stops now", running, seconds

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sive import sse
-from sive.protocol import Endpoint, Json
+from sive.protocol import Endpoint, Json, choices_of
 
 PORTION_BYTES = 32_768
 
@@ -52,15 +52,18 @@ class Answer:
         for one in sse.split(b"".join(self._events)):
             data = sse.read(one)
             if data is not None and not data.is_done:
-                self._join(data.json())
+                try:
+                    self._join(data.json())
+                except (AttributeError, TypeError, KeyError) as exc:
+                    raise ValueError(f"a chunk of another shape than OpenAI's: {exc}") from exc
         self._events.clear()
         self._waiting_bytes = 0
 
     def _join(self, chunk: Json) -> None:
-        for choice in chunk.pop("choices", None) or ():
+        for choice in choices_of(chunk):
             begun = self._choices.setdefault(choice.get("index", 0), _begun(choice, self._endpoint))
             _join_choice(begun, choice)
-        self._head |= {key: value for key, value in chunk.items() if value is not None}
+        self._head |= {key: value for key, value in chunk.items() if value is not None and key != "choices"}
 
 
 def _begun(choice: Json, endpoint: Endpoint) -> Json:

@@ -213,7 +213,7 @@ class _Builder:
         if self._engine is None or name not in self._engine_models:
             served = ", ".join(self._engine_models) or "nothing"
             raise ConfigError(f"a route asks the engine for {name!r}, which serves {served}")
-        return Rung(self._engine.backend, name, why, self._engine_models[name].weights)
+        return self._informed(Rung(self._engine.backend, name, why, self._engine_models[name].weights))
 
     def _hf(self) -> Backend:
         if "hf" in self._backends:

@@ -101,9 +101,11 @@ _PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_types(body: Json) -> None:
-    for name, (is_fine, wanted) in _PARAMETERS.items():
-        value = body.get(name)
-        if value is not None and not is_fine(value):
+    for name, value in body.items():  # a request has fewer fields than there are parameters
+        if value is None or name not in _PARAMETERS:
+            continue
+        is_fine, wanted = _PARAMETERS[name]
+        if not is_fine(value):
             raise RequestError(
                 f"{name!r} must be {wanted}, not {_shown(value)}", param=name, code="invalid_type"
             )
@@ -121,16 +123,25 @@ def _messages_bytes(body: Json) -> int:
         raise RequestError(
             "'messages' must be a list with at least one message", param="messages", code="invalid_type"
         )
-    return sum(_message_bytes(message, index) for index, message in enumerate(messages))
+    size = 0
+    for index, message in enumerate(messages):
+        size += _message_bytes(message, index)
+    return size
 
 
 def _message_bytes(message: Any, index: int) -> int:
+    if isinstance(message, dict) and isinstance(message.get("role"), str):
+        content = message.get("content")
+        if isinstance(content, str):
+            return len(content)
+    return _unusual_message_bytes(message, index)
+
+
+def _unusual_message_bytes(message: Any, index: int) -> int:
     where = f"messages[{index}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"{where} must be an object with a 'role'", param=where, code="invalid_type")
     content = message.get("content")
-    if isinstance(content, str):
-        return len(content)
     if content is None:
         return 0
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):

@@ -33,10 +33,20 @@ from sive.faces import Face
 from sive.health import Health
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
 from sive.protocol import Json, error, passed_on
-from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay, StreamRelay, is_error
+from sive.relay import (
+    ERROR_IN_BAND,
+    FailedInBand,
+    Finished,
+    Finishing,
+    Label,
+    Relay,
+    StreamRelay,
+    finish_reasons,
+    is_error,
+)
 from sive.report import Failure, Report
 from sive.resume import Plan
-from sive.rewrite import Diverged, RewritingRelay, Voice
+from sive.rewrite import Diverged, Limited, RewritingRelay, Voice
 from sive.routes import Model, Rung, request_for
 from sive.stops import StopFinder
 from sive.transcript import Transcript
@@ -223,7 +233,7 @@ class Chain:
         streams = self._is_guarded and (self._call.stream or not rung.backend.is_local)
         if not (streams and self._can.tokens) or self._policy.strict:
             return Plan(rung, *request_for(self._call, self._model, rung, streams=streams))
-        gives = self._health.gives_token_ids(rung.backend)
+        gives = self._health.gives_token_ids(rung.backend, self._now)
         keeps_stop = gives is True and bool(self._call.body.get("stop"))
         request, dropped = request_for(
             self._call,
@@ -304,15 +314,15 @@ class Chain:
             case Event(event=Whole(body)) if attempt.head is not None:
                 self._judge(attempt, attempt.head, body)
             case Event(event=First(chunk)) if attempt.head is not None:
-                if not is_error(chunk):
+                self._was_seen = True
+                if not is_error(chunk) and "abort" not in finish_reasons(chunk).values():
                     attempt.first = chunk
                     return True
-                verdict = Verdict("no_answer", "model")
-                self._failed(attempt, "in_band_error", ERROR_IN_BAND, verdict)
+                self._failed(attempt, "in_band_error", ERROR_IN_BAND, Verdict("no_answer", "model"))
             case Lost(why="reset_reused") if attempt.is_fresh and not self._call.body.get("store"):
                 self._reopen(attempt)
             case Lost(why=why):
-                self._was_seen = self._was_seen or why not in UNSEEN
+                self._was_seen = self._was_seen or attempt.head is not None or why not in UNSEEN
                 verdict = self._policy.lost(why, before_a_byte=attempt.head is None)
                 self._failed(attempt, why, LOST_IN_WORDS[why], verdict)
             case _:
@@ -329,10 +339,10 @@ class Chain:
             self._whole(attempt, head, body)
         elif rung.backend.is_local and rung.is_degraded:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
-            verdict = Verdict("next_rung", wait_s=verdict.wait_s or retry_after_s(headers))
+            verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
-        elif head.status == 400 and "return_token_ids" in said and "return_token_ids" not in self._call.body:
-            self._health.learn_token_ids(rung.backend.name, gives=False)
+        elif self._refuses_ids(attempt, head, said):
+            self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
             self._reopen(attempt, self._first_plan(rung))
         elif verdict.follow == "callers_answer" and attempt.plan.level is None:
             self._drop(attempt)
@@ -345,6 +355,12 @@ class Chain:
         else:
             what = f"a {head.status} that is no answer" if head.status < 400 else f"HTTP {head.status}"
             self._failed(attempt, f"http_{head.status}", what, verdict)
+
+    def _refuses_ids(self, attempt: _Attempt, head: Head, said: str) -> bool:
+        """Is the error about a field that only we asked for?"""
+        asked = "return_token_ids" in attempt.plan.request.body and "return_token_ids" not in self._call.body
+        is_about_it = head.status in (400, 422) and "return_token_ids" in said
+        return asked and is_about_it and attempt.is_fresh and attempt.plan.level is None
 
     def _whole(self, attempt: _Attempt, head: Head, body: bytes) -> None:
         try:
@@ -414,13 +430,14 @@ class Chain:
                     case Event(event=Finished(usage)):
                         self._end(attempt, relay, b"", usage)
                         return None
-                    case Event(event=FailedInBand(message=message)) as event:
-                        reason = "diverged" if isinstance(event.event, Diverged) else "in_band_error"
-                        return _Cut(rung, reason, message, relay)
-                    case Lost() | Alarm() if relay.is_finished and not relay.is_blocked:
+                    case Lost() | Alarm() | Event(event=FailedInBand()) if relay.is_finished and not (
+                        isinstance(incoming, Alarm) and relay.is_blocked
+                    ):
                         rest = relay.finish()
                         self._end(attempt, relay, rest, relay.usage)
                         return None
+                    case Event(event=FailedInBand() as failure):
+                        return _Cut(rung, _reason(failure), failure.message, relay)
                     case Lost(why=why):
                         return _Cut(rung, why, LOST_IN_WORDS[why], relay)
                     case Alarm(at=at) if relay.is_blocked:
@@ -449,11 +466,12 @@ class Chain:
                 wants_usage=self._voice.wants_usage,
                 choices=plan.request.choices,
                 strips_ids=asked and not self._voice.wants_ids,
+                holds_back=bool(plan.request.body.get("stop")),
                 keeps=self._can.tokens or self._can.text or self._can.none,
             )
         if plan.keeps_stop and self._voice.finder is None and (stops := resume.stops(call)):
             self._voice.finder = StopFinder(stops)
-            self._voice.finder.feed(self._voice.transcript.text[-max(map(len, stops)) + 1 :])
+            self._voice.finder.prime(self._voice.transcript.text)
         had = self._voice.transcript
         resumed = {
             "tokens": had.carried_on_by_ids,
@@ -467,13 +485,14 @@ class Chain:
             swallow=had.text if plan.level == "none" else "",
             before=plan.before,
             resumes=plan.level is not None,
+            is_limited=plan.is_limited,
         )
 
     def _learn_ids(self, attempt: _Attempt, *, asked: bool) -> None:
         choices = (attempt.first or {}).get("choices") or [{}]
         if asked and choices[0].get("finish_reason") is None:
             gives = isinstance(choices[0].get("token_ids"), list)
-            self._health.learn_token_ids(attempt.rung.backend.name, gives=gives)
+            self._health.learn_token_ids(attempt.rung.backend.name, self._now, gives=gives)
 
     def _end(self, attempt: _Attempt, relay: Relay, rest: bytes, usage: Json | None) -> None:
         self._drop(attempt, relay=relay)
@@ -521,7 +540,9 @@ class Chain:
             return
         self.report.cuts.append(self.report.failures[-1])
         self._was_seen = True
-        if cut.reason == "stall":
+        if cut.reason == "limited":
+            pass  # it did as it was told
+        elif cut.reason == "stall":
             self._silent.add(cut.rung.backend.name)
             self._health.silent(cut.rung, self._clocks.stall_s, cut.message, self._now)
         else:
@@ -541,7 +562,7 @@ class Chain:
                 said,
                 cut,
                 can=self._can,
-                gives_ids=lambda rung: self._health.gives_token_ids(rung.backend),
+                gives_ids=lambda rung: self._health.gives_token_ids(rung.backend, self._now),
                 rungs=group,
                 seed=self._seed,
             )
@@ -706,9 +727,9 @@ class Chain:
         """Close a failed attempt and note why; when nobody else may be asked the request is over."""
         self._drop(attempt)
         rung = attempt.rung
-        self._fail(rung, reason, message, verdict.wait_s)
+        self._fail(rung, reason, message, verdict.retry_after_s)
         if reason != "silent":
-            self._health.failed(rung, verdict.blame, message, self._now, rest_s=verdict.wait_s)
+            self._health.failed(rung, verdict.blame, message, self._now, rest_s=verdict.retry_after_s)
         self._again_s = verdict.wait_s if verdict.follow == "again" and not self._attempts else None
         if verdict.follow == "no_answer" and self._policy.strict and attempt.plan.level is None:
             what = f"backend {rung.backend.name!r}: {message}"
@@ -750,6 +771,16 @@ class Chain:
                 return incoming
             self._beat_at = incoming.at + self._clocks.head_s
             self._do += self._face.heartbeat(self._headers(None))
+
+
+def _reason(failure: FailedInBand) -> str:
+    match failure:
+        case Diverged():
+            return "diverged"
+        case Limited():
+            return "limited"
+        case _:
+            return "in_band_error"
 
 
 def _message(status: int, body: bytes) -> str:

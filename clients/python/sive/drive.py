@@ -1,9 +1,12 @@
-"""The one async driver: does what a chain says, and tells it what happened."""
+"""The one driver: does what a chain says, and tells it what happened.
+
+Callbacks throughout: a task for the request, one for its attempt and their wake-ups cost more than the rest.
+"""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from sive import sse
@@ -16,6 +19,7 @@ from sive.events import (
     CallerLeft,
     Cancelled,
     Close,
+    Command,
     End,
     Event,
     First,
@@ -28,9 +32,9 @@ from sive.events import (
     Step,
     Whole,
 )
-from sive.relay import FailedInBand, Finished, has_token, is_error
+from sive.relay import Happening, has_token, is_error
 from sive.relay import Relay as AnyRelay
-from sive.wires import Wire, WireRequest, WireResponse
+from sive.wires import Exchange, Wire, WireRequest
 
 log = logging.getLogger(__name__)
 
@@ -41,202 +45,335 @@ MAX_HELD_BYTES = 1_000_000
 """Bytes a stream may send before its first token."""
 
 Wires = Mapping[WireName, Wire]
+Ended = Callable[[Exception | None], None]
 
 
 class Caller(Protocol):
-    """Who gets the answer."""
+    """Who gets the answer. A slow one says so, and calls ``Driver.resume`` when it is not any more."""
 
-    async def begin(self, status: int, headers: dict[str, str]) -> None:
+    @property
+    def is_slow(self) -> bool:
+        """Does so much wait to be taken that nothing should follow for now?"""
+
+    def begin(self, status: int, headers: dict[str, str]) -> None:
         """The head; called once, first."""
 
-    async def send(self, data: bytes) -> None:
-        """Some of the body; waits while the caller is slow."""
+    def send(self, data: bytes) -> None:
+        """Some of the body."""
 
-    async def end(self, data: bytes) -> None:
+    def end(self, data: bytes) -> None:
         """The rest of the body."""
 
 
 class Driver:
-    """Runs one chain. ``left`` may be called from the event loop when the caller closes the connection."""
+    """Runs one chain on the current event loop, from whose thread alone it may be called.
 
-    def __init__(self, chain: Chain, wires: Wires, caller: Caller) -> None:
+    ``ended`` is called once, with what broke if something did; not after ``close``.
+    """
+
+    def __init__(self, chain: Chain, wires: Wires, caller: Caller, *, ended: Ended | None = None) -> None:
         self._chain = chain
         self._wires = wires
         self._caller = caller
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Incoming] = deque()
-        self._wake: asyncio.Future[None] | None = None
         self._attempts: dict[int, _Attempt] = {}
+        self._is_busy = True  # until it is started: what happens before waits
+        self._is_over = False
+        self._until = self._timer_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    def left(self) -> None:
-        """The caller closed the connection."""
-        self._put(CallerLeft(self._loop.time()))
+    def start(self) -> None:
+        """Take the first step; the rest follows from what happens."""
+        self._go_on(None)
 
     def cancel(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; its caller is told."""
-        self._put(Cancelled(self._loop.time(), status, message, code))
+        self.put(Cancelled(self._loop.time(), status, message, code))
 
     async def run(self) -> None:
         """Drive the chain to its end; whatever is open then is closed, also when this task is cancelled."""
-        try:
-            step = self._chain.start()
-            while await self._do(step):
-                step = self._chain.send(await self._next(step.until))
-        finally:
-            self._chain.close()
-            for attempt in self._attempts.values():
-                attempt.close()
-            self._attempts.clear()  # they hold this driver in turn
+        over = self._loop.create_future()
 
-    async def _do(self, step: Step) -> bool:
+        def ended(failure: Exception | None) -> None:
+            if not over.done():
+                over.set_result(None) if failure is None else over.set_exception(failure)
+
+        self._ended = ended
+        self.start()
+        try:
+            await over
+        finally:
+            self.close()
+
+    def left(self) -> None:
+        """The caller closed the connection."""
+        self.put(CallerLeft(self._loop.time()))
+
+    def resume(self) -> None:
+        """The caller is not slow any more."""
+        for attempt in self._attempts.values():
+            attempt.resume()
+
+    def close(self) -> None:
+        """Abort whatever is open; nobody is told."""
+        self._is_over = True
+        self._ended = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._chain.close()
+        for attempt in self._attempts.values():
+            attempt.close()
+        self._attempts.clear()  # they hold this driver in turn
+
+    def put(self, incoming: Incoming) -> None:
+        """Something happened."""
+        if self._is_busy:
+            self._inbox.append(incoming)
+        elif not self._is_over:
+            self._go_on(incoming)
+
+    def _go_on(self, incoming: Incoming | None) -> None:
+        self._is_busy = True
+        try:
+            step = self._chain.start() if incoming is None else self._chain.send(incoming)
+            while self._do(step) and (happened := self._next()) is not None:
+                step = self._chain.send(happened)
+        except Exception as exc:  # the outermost frame of a request: whoever started it is told
+            self._finish(exc)
+        else:
+            if step.until is None:
+                self._finish(None)
+            else:
+                self._wake_at(step.until)
+        finally:
+            self._is_busy = False
+
+    def _do(self, step: Step) -> bool:
         """Run a step's commands; False when there is nothing to wait for."""
         for command in step.do:
-            match command:
-                case Open():
-                    self._attempts[command.id] = _Attempt(command, self._wires, self._caller, self._put)
-                case Relay():
-                    self._attempts[command.id].relay(command.relay)
-                case Close():
-                    self._attempts.pop(command.id).close()
-                case Begin():
-                    await self._caller.begin(command.status, command.headers)
-                case Send():
-                    await self._caller.send(command.data)
-                case End():
-                    await self._caller.end(command.data)
+            self._run_command(command)
         return step.until is not None
 
-    async def _next(self, until: float | None) -> Incoming:
-        while not self._drop_stale():
-            self._wake = self._loop.create_future()
-            timer = None if until is None else self._loop.call_at(until, self._alarm)
-            try:
-                await self._wake
-            finally:
-                self._wake = None
-                if timer is not None:
-                    timer.cancel()
-        return self._inbox.popleft()
+    def _run_command(self, command: Command) -> None:
+        match command:
+            case Open():
+                wire = self._wires[command.rung.backend.wire]
+                attempt = self._attempts[command.id] = _Attempt(command, self, self._caller, wire)
+                attempt.start()
+            case Begin():
+                self._caller.begin(command.status, command.headers)
+            case End():
+                self._caller.end(command.data)
+            case Relay():
+                self._attempts[command.id].relay(command.relay)
+            case Close():
+                self._attempts.pop(command.id).close()
+            case Send():
+                self._caller.send(command.data)
 
-    def _drop_stale(self) -> bool:
-        """Is there an event? Those of attempts that were closed meanwhile are nobody's news."""
+    def _next(self) -> Incoming | None:
+        """What happened meanwhile, if anything; what closed attempts had to say is nobody's news."""
         while self._inbox:
-            first = self._inbox[0]
-            if not isinstance(first, Head | Event | Lost) or first.id in self._attempts:
-                return True
-            self._inbox.popleft()
-        return False
+            incoming = self._inbox.popleft()
+            if not isinstance(incoming, Head | Event | Lost) or incoming.id in self._attempts:
+                return incoming
+        return None
+
+    def _finish(self, failure: Exception | None) -> None:
+        ended = self._ended
+        self.close()
+        if ended is not None:
+            ended(failure)
+
+    def _wake_at(self, until: float) -> None:
+        """Set the alarm. One that was set for earlier is kept: most steps only put it off."""
+        self._until = until
+        if self._timer is not None:
+            if self._timer_at <= until:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(until, self._alarm), until
 
     def _alarm(self) -> None:
-        self._put(Alarm(self._loop.time()))
-
-    def _put(self, incoming: Incoming) -> None:
-        if isinstance(incoming, Head | Event | Lost) and incoming.id not in self._attempts:
-            return
-        self._inbox.append(incoming)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._timer = None
+        now = self._loop.time()
+        if now < self._until:
+            self._wake_at(self._until)
+        else:
+            self.put(Alarm(now))
 
 
 class _Attempt:
-    """One open attempt: walks the backend's flow, finds the first token, then pumps through the relay."""
+    """One open attempt: walks the backend's flow, finds the first token, then passes on through the relay."""
 
-    def __init__(self, opened: Open, wires: Wires, caller: Caller, put: Callable[[Incoming], None]) -> None:
-        self._opened = opened
-        self._wire = wires[opened.rung.backend.wire]
+    def __init__(self, opened: Open, driver: Driver, caller: Caller, wire: Wire) -> None:
+        self._id = opened.id
+        self._request = opened.request
+        self._name = opened.rung.backend.name
+        self._flow = opened.rung.backend.flow(opened.request)
+        self._driver = driver
         self._caller = caller
-        self._put = put
+        self._wire = wire
         self._loop = asyncio.get_running_loop()
-        self._won: asyncio.Future[AnyRelay] | None = None
-        self._task = self._loop.create_task(self._run())
+        self._exchange: Exchange | None = None
+        self._is_closed = False
+        self._is_answer = False
+        self._is_stream = False
+        self._status = 0
+        self._headers: Mapping[str, str] = {}
+        self._body = bytearray()
+        self._take = self._collect
+        self._translate: Translate | None = None
+        self._splitter = sse.Splitter()
+        self._relay: AnyRelay | None = None
+        self._lost: LostError | None = None
+
+    # The driver's side
+
+    def start(self) -> None:
+        """Send the first request of the backend's flow."""
+        self._guarded(lambda: self._ask(next(self._flow)))
 
     def relay(self, relay: AnyRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
-        assert self._won is not None  # noqa: S101 - only a stream that had its first token can win
-        self._won.set_result(relay)
+        self._relay, self._take = relay, self._pass_on
+        self._pass_on(bytes(self._body))
+        if self._exchange is not None and not relay.is_blocked:
+            self._exchange.resume()
+        if self._lost is not None:
+            self.on_lost(self._lost)
+
+    def resume(self) -> None:
+        """The caller is not slow any more."""
+        if self._relay is not None and self._relay.is_blocked and self._exchange is not None:
+            self._relay.is_blocked = False
+            self._relay.fed_at = self._loop.time()  # its patience begins now
+            self._exchange.resume()
 
     def close(self) -> None:
         """Abort; the connection closes at once."""
-        self._task.cancel()
+        self._is_closed = True
+        if self._exchange is not None:
+            self._exchange.close()
 
-    async def _run(self) -> None:
+    # The wire's side
+
+    def on_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """A reply begins: the answer, or to a step towards it."""
+        self._status, self._headers = status, headers
+        if not self._reads_body:
+            self._guarded(lambda: self._walk(b""))
+
+    def on_data(self, data: bytes) -> None:
+        """Some of its body."""
+        if self._is_closed:
+            return
         try:
-            response, translate = await self._fetch()
-            try:
-                self._put(Head(self._opened.id, self._loop.time(), response.status, response.headers))
-                await self._read(response, translate)
-            finally:
-                await response.aclose()
+            self._take(data if self._translate is None else self._translate(data))
         except LostError as lost:
-            self._put(Lost(self._opened.id, self._loop.time(), lost.why))
-        except Exception:  # the outermost frame of a task: whatever broke, the request must go on
-            log.exception("the attempt on backend %r failed", self._opened.rung.backend.name)
-            self._put(Lost(self._opened.id, self._loop.time(), "malformed"))
+            self.on_lost(lost)
+        except Exception:  # as in `_guarded`
+            log.exception("the attempt on backend %r failed", self._name)
+            self.on_lost(LostError("malformed"))
 
-    async def _fetch(self) -> tuple[WireResponse, Translate | None]:
-        """Walk the backend's flow up to the reply that is the answer."""
-        flow = self._opened.rung.backend.flow(self._opened.request)
-        request: WireRequest = next(flow)
-        while True:
-            response = await self._wire.open(request)
-            try:
-                body = await _read_whole(response) if request.reads_body else b""
-                request = flow.send(Reply(response.status, response.headers, body))
-            except StopIteration as stop:
-                return response, stop.value
-            except BaseException:
-                await response.aclose()
-                raise
-            await response.aclose()
+    def on_end(self) -> None:
+        """The reply is complete."""
+        if not self._is_answer:
+            self._guarded(lambda: self._walk(bytes(self._body)))
+        if self._is_stream:
+            self.on_lost(LostError("eof"))
+        elif self._is_answer:
+            self._tell(Whole(bytes(self._body)))
 
-    async def _read(self, response: WireResponse, translate: Translate | None) -> None:
-        streams = response.headers.get("content-type", "").startswith("text/event-stream")
-        if not (self._opened.request.stream and response.status == 200 and streams):
-            body = await _read_whole(response)
-            self._tell(Whole(body))
-            return
-        chunks = _translated(response, translate)
-        self._won = self._loop.create_future()
-        held = await self._first(chunks)
-        await self._pump(held, chunks, await self._won)
+    def on_lost(self, lost: LostError) -> None:
+        """There is no reply, or no more of it."""
+        if self._is_stream and self._take == self._hold:
+            self._lost = lost  # what is held goes first, if this stream wins
+        elif not self._is_closed:
+            self._driver.put(Lost(self._id, self._loop.time(), lost.why))
 
-    async def _first(self, chunks: AsyncIterator[bytes]) -> bytes:
-        """Read on to the first event that says something; return all that came until then."""
-        splitter, held = sse.Splitter(), bytearray()
-        async for raw in chunks:
-            held += raw
-            if first := _first_said(splitter.feed(raw)):
-                self._tell(first)
-                return bytes(held)
-            if len(held) > MAX_HELD_BYTES:
-                break
-        raise LostError("eof" if len(held) <= MAX_HELD_BYTES else "too_large", "before the first token")
+    # Up to the answer
 
-    async def _pump(self, held: bytes, chunks: AsyncIterator[bytes], relay: AnyRelay) -> None:
-        if await self._feed(relay, held):
-            return
-        async for raw in chunks:
-            if await self._feed(relay, raw):
-                return
-        raise LostError("eof")
+    def _ask(self, request: WireRequest) -> None:
+        self._reads_body = request.reads_body
+        self._exchange = self._wire.send(request, self)
 
-    async def _feed(self, relay: AnyRelay, raw: bytes) -> bool:
-        """Pass bytes on; True when the stream is over."""
+    def _walk(self, body: bytes) -> None:
+        """Let the flow see a reply: it asks for another, or this one is the answer."""
         try:
-            out = relay.feed(raw, self._loop.time())
+            request = self._flow.send(Reply(self._status, self._headers, body))
+        except StopIteration as stop:
+            self._begin(stop.value)
+        else:
+            if self._exchange is not None:
+                self._exchange.close()
+            self._body.clear()
+            self._ask(request)
+
+    def _begin(self, translate: Translate | None) -> None:
+        self._is_answer = True
+        streams = self._headers.get("content-type", "").startswith("text/event-stream")
+        if self._request.stream and self._status == 200 and streams:
+            self._is_stream = True
+            self._translate = translate
+            self._take = self._look_for_first
+        self._driver.put(Head(self._id, self._loop.time(), self._status, self._headers))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # a backend's flow may be anybody's: whatever broke, the request must go on
+            log.exception("the attempt on backend %r failed", self._name)
+            self.on_lost(LostError("malformed"))
+
+    # What becomes of the body
+
+    def _collect(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > MAX_REPLY_BYTES:
+            raise LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes")
+
+    def _look_for_first(self, data: bytes) -> None:
+        """Read on to the first event that says something; hold all that came until then."""
+        self._body += data
+        try:
+            first = _first_said(self._splitter.feed(data))
         except ValueError as exc:
             raise LostError("malformed", str(exc)) from exc
-        if out:
-            relay.is_blocked = True
-            await self._caller.send(out)
-            relay.is_blocked = False
-        happening = relay.take()
-        if happening is not None:
-            self._tell(happening)
-        return isinstance(happening, Finished | FailedInBand)
+        if first is not None:
+            self._take = self._hold
+            self._tell(first)
+        elif len(self._body) > MAX_HELD_BYTES:
+            raise LostError("too_large", "before the first token")
 
-    def _tell(self, event: First | Whole | Finished | FailedInBand | object) -> None:
-        self._put(Event(self._opened.id, self._loop.time(), event))  # type: ignore[arg-type]
+    def _hold(self, data: bytes) -> None:
+        """Another attempt may win: wait for the chain's word."""
+        self._body += data
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def _pass_on(self, data: bytes) -> None:
+        assert self._relay is not None  # noqa: S101 - set together with this way of taking
+        relay, caller = self._relay, self._caller
+        try:
+            out = relay.feed(data, self._loop.time())
+        except ValueError as exc:
+            self.on_lost(LostError("malformed", str(exc)))
+            return
+        if out:
+            caller.send(out)
+            if caller.is_slow and self._exchange is not None:
+                relay.is_blocked = True
+                self._exchange.pause()
+        if (happening := relay.take()) is not None:
+            self._tell(happening)
+
+    def _tell(self, event: First | Whole | Happening) -> None:
+        if not self._is_closed:
+            self._driver.put(Event(self._id, self._loop.time(), event))
 
 
 def _first_said(whole: bytes) -> First | None:
@@ -250,17 +387,3 @@ def _first_said(whole: bytes) -> First | None:
         if is_first:
             return First(chunk)
     return None
-
-
-async def _translated(response: WireResponse, translate: Translate | None) -> AsyncIterator[bytes]:
-    async for raw in response:
-        yield translate(raw) if translate is not None else raw
-
-
-async def _read_whole(response: WireResponse) -> bytes:
-    body = bytearray()
-    async for raw in response:
-        body += raw
-        if len(body) > MAX_REPLY_BYTES:
-            raise LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes")
-    return bytes(body)

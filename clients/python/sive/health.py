@@ -17,6 +17,7 @@ SAMPLES = 64
 """Times to first token that are remembered of a backend; its 95th percentile is trusted from a quarter on."""
 
 FIRST_REST_S = 1.0
+LESSON_S = 60.0
 
 Key = tuple[str, str]
 """A backend's name and a model's there; ``""`` is the backend as a whole."""
@@ -60,7 +61,7 @@ class Health:
         self._is_probed = is_probed
         self._breakers: dict[Key, _Breaker] = {}
         self._traffic: defaultdict[str, _Traffic] = defaultdict(_Traffic)
-        self._gives_ids: dict[str, bool] = {}
+        self._gives_ids: dict[str, tuple[float, bool | None]] = {}
 
     # What a chain asks
 
@@ -98,11 +99,17 @@ class Health:
         times = sorted(self._traffic[backend].first_token_s)
         return times[math.ceil(len(times) * 0.95) - 1] if len(times) >= SAMPLES // 4 else None
 
-    def gives_token_ids(self, backend: Backend) -> bool | None:
-        """Does it give the ids that exact resuming needs? None while that is unknown."""
+    def gives_token_ids(self, backend: Backend, now: float) -> bool | None:
+        """Does it give the ids that exact resuming needs? None while that is unknown.
+
+        What an answer showed is believed for a minute: the backend may be exchanged for another.
+        """
+        learned_at, gives = self._gives_ids.get(backend.name, (-math.inf, None))
+        if now - learned_at > LESSON_S:
+            gives = None
         if backend.resume is not None:
-            return backend.resume == "tokens"
-        return self._gives_ids.get(backend.name)
+            return backend.resume == "tokens" and gives is not False
+        return gives
 
     # What a chain, or a prober, tells
 
@@ -161,9 +168,9 @@ class Health:
         self._open(breaker, now)
         return True
 
-    def learn_token_ids(self, backend: str, *, gives: bool) -> None:
+    def learn_token_ids(self, backend: str, now: float, *, gives: bool) -> None:
         """What an answer showed."""
-        self._gives_ids[backend] = gives
+        self._gives_ids[backend] = now, gives
 
     # What a prober and the status page ask
 

@@ -56,11 +56,15 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows an outcome, whose breaker it counts for, and how long to wait before asking again."""
+    """What follows an outcome, and whose breaker it counts for.
+
+    ``wait_s``: before the same backend is asked again. ``retry_after_s``: as the backend said it.
+    """
 
     follow: Follow
     blame: Blame = "nobody"
     wait_s: float | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,8 @@ class Policy:
             return Verdict("again", "nobody", self.backoff_s())
         wait_s = retry_after_s(headers)
         if wait_s is not None and wait_s <= self.clocks.patience_s:
-            return Verdict("again", "nobody", wait_s)
-        return Verdict("next_rung", "host", wait_s)
+            return Verdict("again", "nobody", wait_s, wait_s)
+        return Verdict("next_rung", "host", retry_after_s=wait_s)
 
     def _client_error(self, status: int, body: bytes) -> Verdict:
         if status in (401, 402, 403):
@@ -138,7 +142,8 @@ class Policy:
         wait_s = retry_after_s(headers)
         if wait_s is None:
             return Verdict("again", "nobody", self.backoff_s())
-        return Verdict("again" if wait_s <= self.clocks.patience_s else "next_rung", "nobody", wait_s)
+        follow: Follow = "again" if wait_s <= self.clocks.patience_s else "next_rung"
+        return Verdict(follow, "nobody", wait_s, wait_s)
 
 
 def _is_answer(status: int, headers: dict[str, str], body: bytes) -> bool:

@@ -66,6 +66,18 @@ def passed_on(status: int, body: bytes) -> Json:
     return error(str(said or f"the backend answered HTTP {status}"), type="invalid_request_error")
 
 
+def choices_of(chunk: Json) -> list[Json]:
+    """The choices of a chunk or an answer.
+
+    Raises:
+        ValueError: they have another shape than OpenAI's.
+    """
+    choices: Any = chunk.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ValueError("choices are no list of objects")
+    return choices
+
+
 def new_id(endpoint: Endpoint) -> str:
     """A fresh id for an answer."""
     return ("chatcmpl-" if endpoint == "chat/completions" else "cmpl-") + uuid.uuid4().hex

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from sive import sse
-from sive.protocol import DONE, Json, dumps, event
+from sive.protocol import DONE, Json, choices_of, dumps, event
 from sive.transcript import Transcript
 
 
@@ -169,7 +169,8 @@ class StreamRelay(Relay):
     """Passes a stream on as it came: whole events that only carry text cost 1-2 µs.
 
     ``strips_ids``: token ids were asked for by us and are not shown. ``keeps``: the events are kept, as
-    bytes, so that the answer can be carried on.
+    bytes, so that the answer can be carried on. ``holds_back``: the backend looks for stop strings, and
+    keeps text back whose ids it has given.
     """
 
     def __init__(
@@ -180,12 +181,13 @@ class StreamRelay(Relay):
         choices: int = 1,
         strips_ids: bool = False,
         keeps: bool = False,
+        holds_back: bool = False,
     ) -> None:
         super().__init__(label, wants_usage=wants_usage, choices=choices)
         self._strips_ids = strips_ids
         self._kept: list[bytes] | None = [] if keeps else None
         self._kept_bytes = 0
-        self._transcript = Transcript()
+        self._transcript = Transcript(has_all_ids=not holds_back)
         self._rename: tuple[bytes, bytes] | None = None
         self._first = True
         self._showed_usage = False
@@ -242,7 +244,7 @@ class StreamRelay(Relay):
                     break  # what follows was not passed on
                 self._transcript.add(chunk)
             except ValueError:
-                continue  # counted when it was fed
+                self._transcript.has_all_ids = False
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         finished = self._notice(chunk)
@@ -283,7 +285,7 @@ def _head(said: Transcript) -> Json:
 def _strip_ids(chunk: Json) -> bool:
     """Take out what only we asked for; was there any?"""
     found = chunk.pop("prompt_token_ids", None) is not None
-    for choice in _choices(chunk):
+    for choice in choices_of(chunk):
         for key in ("token_ids", "prompt_token_ids"):
             found = choice.pop(key, None) is not None or found
     return found
@@ -347,7 +349,7 @@ def finish_reasons(chunk: Json) -> dict[int, str]:
         ValueError: the chunk has another shape than OpenAI's.
     """
     finished = {}
-    for choice in _choices(chunk):
+    for choice in choices_of(chunk):
         if reason := choice.get("finish_reason"):
             index = choice.get("index", 0)
             if not isinstance(index, int):
@@ -362,14 +364,7 @@ def has_token(chunk: Json) -> bool:
     Raises:
         ValueError: the chunk has another shape than OpenAI's.
     """
-    return any(_says_something(choice) for choice in _choices(chunk))
-
-
-def _choices(chunk: Json) -> list[Json]:
-    choices: Any = chunk.get("choices") or []
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise ValueError("choices are no list of objects")
-    return choices
+    return any(_says_something(choice) for choice in choices_of(chunk))
 
 
 def _says_something(choice: Json) -> bool:

@@ -78,7 +78,8 @@ class Plan:
     """One attempt: whom to ask and what. ``level`` None begins an answer, any other carries one on.
 
     ``before``: tokens of the answer that are part of its prompt. ``keeps_stop``: stop strings are found
-    here and not sent.
+    here and not sent. ``is_limited``: it had to be given a limit that the caller did not set, so that
+    reaching it is no end.
     """
 
     rung: Rung
@@ -87,6 +88,7 @@ class Plan:
     level: Level | None = None
     keeps_stop: bool = False
     before: int = 0
+    is_limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def stops(call: Call) -> tuple[str, ...]:
 def has_all(call: Call, said: Transcript) -> bool:
     """Did the caller get all the tokens that were asked for, before the backend could say so?"""
     limit = _max_tokens(call)
-    return limit is not None and said.has_all_ids and said.tokens >= limit
+    return limit is not None and said.is_settled and said.tokens >= limit
 
 
 def plans(
@@ -175,11 +177,14 @@ def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: i
     first, dropped = request_for(call, model, rung, streams=True, seed=seed)
     kept = said.carried_on_by_ids()
     assert kept.prompt_ids is not None  # noqa: S101 - can_go_on_by_ids
+    prompt = [*kept.prompt_ids, *kept.ids]
+    left, context = _left(call, kept.tokens), rung.backend.context_tokens
     body: Json = {name: first.body[name] for name in SAMPLING_FIELDS if name in first.body}
     body |= {
         "model": rung.model,
-        "prompt": [*kept.prompt_ids, *kept.ids],
-        "max_tokens": _left(call, kept.tokens),
+        "prompt": prompt,
+        # Left out it would be 16. As many as the prompt has are sure to be allowed: it came from there.
+        "max_tokens": left or (max(1, context - len(prompt)) if context else len(prompt)),
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
@@ -187,7 +192,8 @@ def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: i
     if isinstance(least := body.get("min_tokens"), int):
         body["min_tokens"] = max(0, least - kept.tokens)
     request = replace(first, endpoint="completions", body=body)
-    return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens)
+    is_limited = left is None and context is None
+    return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens, is_limited=is_limited)
 
 
 def by_text(
@@ -234,7 +240,7 @@ def _max_tokens(call: Call) -> int | None:
 
 
 def _left(call: Call, tokens: int) -> int | None:
-    """How many tokens are left; None, which vLLM reads as all that fit, when nobody set a limit."""
+    """How many tokens are left; None when nobody set a limit."""
     limit = _max_tokens(call)
     return None if limit is None else max(1, limit - tokens)
 

@@ -40,12 +40,16 @@ class Diverged(FailedInBand):
     """A backend that started over began another answer; nothing of it was shown."""
 
 
+class Limited(FailedInBand):
+    """The backend did what it was told, and the answer is not complete: to be carried on."""
+
+
 class RewritingRelay(Relay):
     """Writes each chunk anew, as the caller's one stream: one id, one role, one usage, one finish_reason.
 
     ``said``: what this backend goes on from, and adds to. ``swallow``: text that is expected first and not
     shown again, because the caller has it. ``before``: tokens of the answer that are part of this backend's
-    prompt.
+    prompt. ``is_limited``: it stops at a limit that the caller did not set.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class RewritingRelay(Relay):
         swallow: str = "",
         before: int = 0,
         resumes: bool = False,
+        is_limited: bool = False,
     ) -> None:
         super().__init__(label, wants_usage=voice.wants_usage)
         self._voice = voice
@@ -64,6 +69,7 @@ class RewritingRelay(Relay):
         self._swallow = swallow
         self._before = before
         self._resumes = resumes
+        self._is_limited = is_limited
         self._first = True
 
     def transcript(self) -> Transcript:
@@ -126,6 +132,10 @@ class RewritingRelay(Relay):
         if reason is not None and self._swallow:
             self._happening = Diverged("it ended sooner")
             return b""
+        if reason == "length" and self._is_limited:
+            self._happening = Limited("it reached the limit it was given")
+            self._finished.clear()
+            reason = None
         shown, reason = self._until_stop(text, reason)
         is_stop = self._voice.finder is not None and self._voice.finder.found is not None
         if is_stop:

@@ -12,6 +12,7 @@ class StopFinder:
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
+        self._shown = 0  # so much of what is held was shown before
         self.found: str | None = None
 
     def feed(self, text: str) -> str:
@@ -23,16 +24,27 @@ class StopFinder:
         if end is None:
             keep = self._possible_start()
             shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            return shown
+            return self._unshown(shown)
         # Of the stops that end here, the longest began first.
         self.found = max((stop for stop in self._stops if self._held[:end].endswith(stop)), key=len)
         shown, self._held = self._held[: end - len(self.found)], ""
-        return shown
+        return self._unshown(shown)
+
+    def prime(self, shown: str) -> None:
+        """Begin in the middle: what was shown may end in the beginning of a stop string."""
+        self._held = shown[max(0, len(shown) - max(map(len, self._stops), default=1) + 1) :]
+        self._shown = self._possible_start()
+        self._held = self._held[len(self._held) - self._shown :]
 
     def flush(self) -> str:
         """Return what was held when no more text will come."""
         shown, self._held = self._held, ""
-        return shown
+        return self._unshown(shown)
+
+    def _unshown(self, text: str) -> str:
+        known = min(len(text), self._shown)
+        self._shown -= known
+        return text[known:]
 
     def _first_end(self) -> int | None:
         ends = [at + len(stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]

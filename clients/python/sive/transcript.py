@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sive.protocol import Json, usage
+from sive.protocol import Json, choices_of, usage
 
 _SAID_BESIDE_TEXT = frozenset(
     {"reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"}
@@ -41,12 +41,14 @@ class Transcript:
         if self.id is None:
             self.id, self.created = chunk.get("id"), chunk.get("created")
         self._take_prompt(chunk.get("prompt_token_ids"))
-        choices = chunk.get("choices") or []
+        choices = choices_of(chunk)
         if not choices:
             return ""
         choice = choices[0]
-        self._take_prompt(choice.get("prompt_token_ids"))
         said = choice.get("delta") or {}
+        if not isinstance(said, dict):
+            raise ValueError("a delta that is no object")
+        self._take_prompt(choice.get("prompt_token_ids"))
         self.is_plain = self.is_plain and not any(said.get(key) for key in _SAID_BESIDE_TEXT)
         text = said.get("content") or choice.get("text") or ""
         if not isinstance(text, str):
@@ -72,6 +74,11 @@ class Transcript:
     def can_go_on_by_ids(self) -> bool:
         """Are all ids known?"""
         return self.prompt_ids is not None and self.has_all_ids and self.is_plain
+
+    @property
+    def is_settled(self) -> bool:
+        """Is the text of all tokens known?"""
+        return self.has_all_ids and self.settled == len(self.ids)
 
     @property
     def tokens(self) -> int:

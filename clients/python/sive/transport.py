@@ -28,22 +28,22 @@ class _Mailbox:
         self.head: Future[Answer] = Future()
         self.pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         self.has_ended = False
+        self.driver: Driver | None = None
         self._waiting_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
 
-    async def begin(self, status: int, headers: dict[str, str]) -> None:
+    @property
+    def is_slow(self) -> bool:
+        return self._waiting_bytes > MAX_WAITING_BYTES
+
+    def begin(self, status: int, headers: dict[str, str]) -> None:
         if not self.head.done():  # else the caller was cancelled while waiting for it
             self.head.set_result((status, headers))
 
-    async def send(self, data: bytes) -> None:
-        await self._room.wait()
+    def send(self, data: bytes) -> None:
         self._waiting_bytes += len(data)
-        if self._waiting_bytes > MAX_WAITING_BYTES:
-            self._room.clear()
         self.put(data)
 
-    async def end(self, data: bytes) -> None:
+    def end(self, data: bytes) -> None:
         if data:
             self.put(data)
         self.has_ended = True
@@ -60,9 +60,10 @@ class _Mailbox:
 
     def taken(self, size: int) -> None:
         """A piece was read; on the loop."""
+        was_slow = self.is_slow
         self._waiting_bytes -= size
-        if self._waiting_bytes <= MAX_WAITING_BYTES:
-            self._room.set()
+        if was_slow and not self.is_slow and self.driver is not None:
+            self.driver.resume()
 
 
 class _AsyncMailbox(_Mailbox):
@@ -82,11 +83,13 @@ class _AsyncMailbox(_Mailbox):
 
 
 async def _run(driver: Driver, mailbox: _Mailbox) -> None:
+    mailbox.driver = driver
     try:
         await driver.run()
     except Exception as exc:  # the outermost frame of a task: the caller's thread is told, nobody else asks
         mailbox.fail(exc)
     finally:
+        mailbox.driver = None
         if not mailbox.has_ended:  # whoever still reads must not wait for ever, nor take this for the end
             mailbox.fail(httpx2.ReadError("the stream was closed"))
 

@@ -1,12 +1,15 @@
-"""Wires: how a request reaches a backend. One method, ``open``; a file per transport.
+"""Wires: how a request reaches a backend; a file per transport.
 
 ``aiohttp`` and, where there is neither TLS nor a proxy, ``plain`` carry the gateway, ``httpx`` the SDK
-drop-ins, ``local`` the CPU model in this process.
+drop-ins, ``local`` the CPU model in this process. Each can be read in two ways: ``open`` gives a reply to
+iterate, ``send`` tells a receiver, which spares a task and its wake-ups for every piece of a stream.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from sive.errors import LostError
 
 KEEPALIVE_S = 4.0
 """Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
@@ -45,6 +48,35 @@ class WireResponse(Protocol):
         """Stop: closes the connection at once when the body is not finished, so the backend stops too."""
 
 
+class Receiver(Protocol):
+    """Who is told of a reply: its head, pieces of its body, and at last that it ended or was lost."""
+
+    def on_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """The head; headers are looked up by lower-case name."""
+
+    def on_data(self, data: bytes) -> None:
+        """Some of the body."""
+
+    def on_end(self) -> None:
+        """The body is complete."""
+
+    def on_lost(self, lost: LostError) -> None:
+        """No head came, or the body ended before its end."""
+
+
+class Exchange(Protocol):
+    """A request under way; after ``close`` its receiver is told nothing more."""
+
+    def pause(self) -> None:
+        """Take no more from the backend for now."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+    def close(self) -> None:
+        """Stop: as ``WireResponse.aclose``."""
+
+
 class Wire(Protocol):
     """A way to a backend; safe to use from many tasks of one event loop."""
 
@@ -54,6 +86,9 @@ class Wire(Protocol):
         Raises:
             LostError: no head came.
         """
+
+    def send(self, request: WireRequest, receiver: Receiver) -> Exchange:
+        """Send, and tell the receiver what comes back; it may be told before this returns."""
 
     async def aclose(self) -> None:
         """Close idle connections and free what the wire holds."""

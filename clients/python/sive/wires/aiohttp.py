@@ -10,6 +10,7 @@ import aiohttp
 
 from sive.errors import LostError, Why
 from sive.wires import KEEPALIVE_S, WireRequest
+from sive.wires.pulled import PulledWire
 
 
 @lru_cache(maxsize=256)
@@ -22,7 +23,7 @@ def _proxy(url: str) -> str | None:
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
-class AiohttpWire:
+class AiohttpWire(PulledWire):
     """HTTP/1.1 with keep-alive. ``connect_s`` is how long a TCP and TLS handshake may take.
 
     Redirects are never followed: a backend's key must not travel to another host. Reading has no clock

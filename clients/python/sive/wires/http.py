@@ -2,7 +2,7 @@
 
 from urllib.request import getproxies
 
-from sive.wires import WireRequest, WireResponse
+from sive.wires import Exchange, Receiver, Wire, WireRequest, WireResponse
 from sive.wires.aiohttp import AiohttpWire
 from sive.wires.plain import PlainWire
 
@@ -23,10 +23,16 @@ class HttpWire:
         Raises:
             LostError: no head came.
         """
-        wire = self._plain if request.url.startswith(self._unproxied) else self._aiohttp
-        return await wire.open(request)
+        return await self._wire(request).open(request)
+
+    def send(self, request: WireRequest, receiver: Receiver) -> Exchange:
+        """Send, and tell the receiver what comes back."""
+        return self._wire(request).send(request, receiver)
 
     async def aclose(self) -> None:
         """Close idle connections."""
         await self._plain.aclose()
         await self._aiohttp.aclose()
+
+    def _wire(self, request: WireRequest) -> Wire:
+        return self._plain if request.url.startswith(self._unproxied) else self._aiohttp

@@ -7,9 +7,10 @@ import httpx2
 
 from sive.errors import LostError, Why
 from sive.wires import WireRequest
+from sive.wires.pulled import PulledWire
 
 
-class HttpxWire:
+class HttpxWire(PulledWire):
     """One httpx2 client; ``connect_s`` as in the gateway's wire. Redirects are never followed."""
 
     def __init__(self, *, connect_s: float = 3) -> None:

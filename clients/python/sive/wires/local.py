@@ -16,6 +16,7 @@ from sive.local.store import LocalModelInfo
 from sive.local.template import Chat
 from sive.protocol import DONE, JSON_HEADERS, SSE_HEADERS, AnswerShape, Json, dumps, error, error_of, event
 from sive.wires import WireRequest, WireResponse
+from sive.wires.pulled import PulledWire
 
 if TYPE_CHECKING:  # the engines are imported at the first request
     from sive.local.generation import Generation
@@ -27,7 +28,7 @@ TRUNCATE = "x-sive-truncate"
 TRUNCATED = "x-sive-truncated"
 
 
-class LocalWire:
+class LocalWire(PulledWire):
     """Answers with the CPU model; loads it at the first request and nothing before.
 
     ``embedded`` is the folder of the model that stands in when the configured one cannot answer.

@@ -5,9 +5,10 @@ aiohttp's.
 """
 
 import asyncio
+import logging
 import re
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
@@ -15,13 +16,15 @@ from urllib.parse import urlsplit
 import httptools
 
 from sive.errors import LostError, Why
-from sive.wires import KEEPALIVE_S, WireRequest
+from sive.wires import KEEPALIVE_S, Receiver, WireRequest
 
 MAX_HEAD_BYTES = 65_536
 HIGH_WATER_BYTES = 262_144
 """Reading pauses while so much of a body waits to be taken."""
 
 Address = tuple[str, int]
+
+log = logging.getLogger(__name__)
 
 _FORBIDDEN = re.compile(r"[\r\n\0]")
 
@@ -32,6 +35,7 @@ class PlainWire:
     def __init__(self, *, connect_s: float = 3) -> None:
         self._connect_s = connect_s
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
         self._idle: defaultdict[Address, deque[_Connection]] = defaultdict(deque)
 
     async def open(self, request: WireRequest) -> "_Reply":
@@ -40,32 +44,55 @@ class PlainWire:
         Raises:
             LostError: no head came.
         """
+        reply = _Reply()
+        reply.exchange = self.send(request, reply)
+        await reply.head()
+        return reply
+
+    def send(self, request: WireRequest, receiver: Receiver) -> "_Exchange":
+        """Send, and tell the receiver what comes back."""
         address, target, host = _parts(request.url)
-        if any(_FORBIDDEN.search(value) for value in request.headers.values()):
-            raise LostError("malformed", "a header value with a line break: is a key's last character one?")
-        connection = self._reusable(address) or await self._connect(address)
-        head = [
-            f"{request.method} {target} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(request.body)}\r\n"
-        ]
-        head += [f"{name}: {value}\r\n" for name, value in request.headers.items()]
-        head.append("\r\n")
-        try:
-            await connection.ask("".join(head).encode("latin-1") + request.body)
-        except BaseException as exc:
-            connection.drop()
-            if isinstance(exc, LostError) and exc.why == "reset_reused":
-                self._forget(address)  # its neighbours are as old
-            raise
-        return _Reply(connection)
+        exchange = _Exchange(receiver)
+        if _FORBIDDEN.search("".join(request.headers.values())):
+            exchange.lose("malformed", "a header value with a line break: is a key's last character one?")
+            return exchange
+        lines = [f"{name}: {value}\r\n" for name, value in request.headers.items()]
+        head = (
+            f"{request.method} {target} HTTP/1.1\r\nhost: {host}\r\n"
+            f"content-length: {len(request.body)}\r\n{''.join(lines)}\r\n"
+        )
+        data = head.encode("latin-1") + request.body
+        if (connection := self._reusable(address)) is not None:
+            connection.ask(exchange, data)
+        else:
+            exchange.connecting = self._loop.create_task(self._connect(address, exchange, data))
+        return exchange
 
     async def aclose(self) -> None:
         """Close idle connections, and those in use when they are given back."""
         self._is_closed = True
         for address in list(self._idle):
-            self._forget(address)
+            self.forget(address)
+
+    def take_back(self, connection: "_Connection") -> None:
+        """Keep a connection whose reply was read to the end."""
+        idle, now = self._idle[connection.address], self._loop.time()
+        while idle and not (idle[0].is_open and now - idle[0].idle_since < KEEPALIVE_S):
+            idle.popleft().drop()
+        if self._is_closed:
+            connection.drop()
+        else:
+            connection.idle_since = now
+            idle.append(connection)
+
+    def forget(self, address: Address) -> None:
+        """Close the idle connections to a host."""
+        idle = self._idle[address]
+        while idle:
+            idle.pop().drop()
 
     def _reusable(self, address: Address) -> "_Connection | None":
-        idle, now = self._idle[address], asyncio.get_running_loop().time()
+        idle, now = self._idle[address], self._loop.time()
         while idle:
             connection = idle.pop()
             if connection.is_open and now - connection.idle_since < KEEPALIVE_S:
@@ -73,38 +100,22 @@ class PlainWire:
             connection.drop()
         return None
 
-    async def _connect(self, address: Address) -> "_Connection":
-        loop = asyncio.get_running_loop()
+    async def _connect(self, address: Address, exchange: "_Exchange", data: bytes) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self._take_back(address)), *address
+                _, connection = await self._loop.create_connection(
+                    lambda: _Connection(self, address), *address
                 )
-        except TimeoutError as exc:
-            raise LostError("timeout", "connecting") from exc
+        except TimeoutError:
+            exchange.lose("timeout", "connecting")
         except OSError as exc:
-            raise LostError("dns" if type(exc).__name__ == "gaierror" else "refused", str(exc)) from exc
-        return connection
-
-    def _take_back(self, address: Address) -> "Callable[[_Connection], None]":
-        """What a connection calls when its reply was read to the end."""
-
-        def take_back(connection: _Connection) -> None:
-            idle, now = self._idle[address], asyncio.get_running_loop().time()
-            while idle and not (idle[0].is_open and now - idle[0].idle_since < KEEPALIVE_S):
-                idle.popleft().drop()
-            if self._is_closed:
-                connection.drop()
-            else:
-                connection.idle_since = now
-                idle.append(connection)
-
-        return take_back
-
-    def _forget(self, address: Address) -> None:
-        idle = self._idle[address]
-        while idle:
-            idle.pop().drop()
+            exchange.lose("dns" if type(exc).__name__ == "gaierror" else "refused", str(exc))
+        except Exception:  # the outermost frame of a task: whatever broke, the request must go on
+            log.exception("connecting to %s:%d failed", *address)
+            exchange.lose("malformed")
+        else:
+            exchange.connecting = None
+            connection.ask(exchange, data)
 
 
 @lru_cache(maxsize=256)
@@ -114,94 +125,101 @@ def _parts(url: str) -> tuple[Address, str, str]:
     return (parts.hostname or "", parts.port or 80), target or "/", parts.netloc.rpartition("@")[2]
 
 
-class _Reply:
-    """A reply, which holds its connection until it is closed."""
+class _Exchange:
+    """A request under way. ``receiver`` is None once it was told the end, or does not want to hear it."""
 
-    def __init__(self, connection: "_Connection") -> None:
-        self.status = connection.status
-        self.headers = connection.headers
-        self._connection: _Connection | None = connection
+    __slots__ = ("connecting", "connection", "receiver")
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._connection is not None and (piece := await self._connection.read()):
-            yield piece
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver: Receiver | None = receiver
+        self.connection: _Connection | None = None
+        self.connecting: asyncio.Task[None] | None = None
 
-    async def aclose(self) -> None:
+    def pause(self) -> None:
+        """Take no more from the backend for now."""
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        if self.connection is not None:
+            self.connection.resume()
+
+    def close(self) -> None:
         """Give the connection back when the reply was read to its end; else abort it."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.give_back()
+        self.receiver = None
+        if self.connecting is not None:
+            self.connecting.cancel()
+        if self.connection is not None:
+            self.connection.give_back()
+
+    def lose(self, why: Why, detail: str = "") -> None:
+        """Tell the receiver that there is no reply, or no more of it."""
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.on_lost(LostError(why, detail))
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, and the reply on it: httptools calls the ``on_`` methods."""
+    """One connection, and the reply on it: httptools calls the ``on_`` methods.
 
-    def __init__(self, take_back: "Callable[[_Connection], None]") -> None:
+    The receiver is told after the parser has seen all that arrived together: pieces then go on as one.
+    """
+
+    def __init__(self, wire: PlainWire, address: Address) -> None:
+        self.address = address
         self.is_open = False
         self.idle_since = 0.0
-        self._take_back = take_back
+        self._wire = wire
         self._uses = 0
+        self._is_paused = False
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
-        self._head: asyncio.Future[None] | None = None
-        self._arrival: asyncio.Future[None] | None = None
-        self._body: deque[bytes] = deque()
-        self._waiting_bytes = 0
+        self._exchange: _Exchange | None = None
+        self._body: list[bytes] = []
         self._head_bytes = 0
+        self._has_head = False
         self._is_complete = False
         self._is_surplus = False
         self._keeps_alive = False
         self._ends_with_close = False
-        self._lost: LostError | None = None
 
     # The wire's side
 
-    async def ask(self, request: bytes) -> None:
-        """Send a request; return when the head is there.
-
-        Raises:
-            LostError: it never came.
-        """
+    def ask(self, exchange: _Exchange, request: bytes) -> None:
+        """Send a request."""
         self._uses += 1
-        self._head = asyncio.get_running_loop().create_future()
-        if not self.is_open:  # it was closed since it was taken
-            raise LostError("reset_reused" if self._uses > 1 else "reset")
+        self._exchange = exchange
+        if exchange.receiver is None or not self.is_open:
+            self._lose("reset")
+            return
+        exchange.connection = self
         self._transport.write(request)
-        await self._head
 
-    async def read(self) -> bytes:
-        """What has come of the body, at least a byte; ``b""`` at its end.
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._is_paused and self.is_open:
+            self._is_paused = True
+            self._transport.pause_reading()
 
-        Raises:
-            LostError: it ended before its end.
-        """
-        while not self._body:
-            if self._is_complete:
-                return b""
-            if self._lost is not None:
-                raise self._lost
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        return self._take()
-
-    def _take(self) -> bytes:
-        """All that waits, as one piece."""
-        piece = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        if self._waiting_bytes > HIGH_WATER_BYTES and self.is_open:
+    def resume(self) -> None:
+        """Go on reading."""
+        if self._is_paused and self.is_open:
+            self._is_paused = False
             self._transport.resume_reading()
-        self._waiting_bytes = 0
-        return piece
 
     def give_back(self) -> None:
         """To the pool when its reply was read to the end; else abort."""
-        if self._is_complete and self._keeps_alive and self.is_open and not self._body:
+        if self._exchange is not None:
+            self._exchange.connection = None
+        if self._is_complete and self._keeps_alive and self.is_open:
+            self.resume()
             self._reset()
-            self._take_back(self)
+            self._wire.take_back(self)
         else:
             self.drop()
 
@@ -217,7 +235,7 @@ class _Connection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
-        if self._head is None or self._is_complete:
+        if self._exchange is None:
             self.drop()  # bytes that nobody asked for
             return
         if not self.status:
@@ -225,34 +243,59 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._fail("malformed", str(exc))
-        if not self._head.done() and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail("malformed", f"a head of more than {MAX_HEAD_BYTES} bytes")
+            self._keeps_alive = False
+            self._tell()
+            self._lose("malformed", str(exc))
+            return
+        if self._head_bytes > MAX_HEAD_BYTES and not self.status:
+            self._lose("malformed", f"a head of more than {MAX_HEAD_BYTES} bytes")
+            return
+        self._tell()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        if self._head is None or self._is_complete:
+        if self._exchange is None or self._is_complete:
             return
         if self._ends_with_close and exc is None:
             self.on_message_complete()
-        elif self._head.done():
-            self._fail("reset" if exc is not None else "eof")
+            self._tell()
+        elif self.status:
+            self._lose("reset" if exc is not None else "eof")
+        elif self._uses > 1 and not self._head_bytes:
+            self._wire.forget(self.address)  # its neighbours are as old
+            self._lose("reset_reused")
         else:
-            self._fail("reset_reused" if self._uses > 1 and not self._head_bytes else "reset")
+            self._lose("reset")
 
-    def _fail(self, why: Why, detail: str = "") -> None:
-        self._lost = LostError(why, detail)
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(self._lost)
-        self._wake()
+    def _lose(self, why: Why, detail: str = "") -> None:
+        exchange, self._exchange = self._exchange, None
         self.drop()
+        if exchange is not None:
+            exchange.connection = None
+            exchange.lose(why, detail)
 
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+    def _tell(self) -> None:
+        """Tell the receiver what is new; it may close the exchange at any of these calls."""
+        exchange = self._exchange
+        if exchange is None or not self.status:
+            return
+        if not self._has_head:
+            self._has_head = True
+            if (encoding := self.headers.get("content-encoding", "identity")) != "identity":
+                self._lose("malformed", f"content-encoding {encoding} was not asked for")
+                return
+            if exchange.receiver is not None:
+                exchange.receiver.on_head(self.status, self.headers)
+        if self._body and exchange.receiver is not None:
+            body, self._body = self._body, []
+            exchange.receiver.on_data(body[0] if len(body) == 1 else b"".join(body))
+        if self._is_complete and exchange.receiver is not None:
+            receiver, exchange.receiver = exchange.receiver, None
+            self.give_back()
+            receiver.on_end()
 
     # httptools' side
 
@@ -279,22 +322,81 @@ class _Connection(asyncio.Protocol):
             "content-length" in self.headers or "chunked" in self.headers.get("transfer-encoding", "").lower()
         )
         self._ends_with_close = not sized and status not in (204, 304)
-        encoding = self.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            self._fail("malformed", f"content-encoding {encoding} was not asked for")
-        elif self._head is not None and not self._head.done():
-            self._head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
-        if self._is_surplus:
-            return
-        self._body.append(body)
-        self._waiting_bytes += len(body)
-        if self._waiting_bytes > HIGH_WATER_BYTES:
-            self._transport.pause_reading()
-        self._wake()
+        if not self._is_surplus:
+            self._body.append(body)
 
     def on_message_complete(self) -> None:
         if self.status:  # not a 1xx
             self._is_complete = True
-            self._wake()
+
+
+class _Reply:
+    """A reply that is iterated; it holds its connection until it is closed or was read to its end."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.exchange: _Exchange | None = None
+        self._news = asyncio.Event()
+        self._body: list[bytes] = []
+        self._waiting_bytes = 0
+        self._is_complete = False
+        self._lost: LostError | None = None
+
+    async def head(self) -> None:
+        """Wait until it is there.
+
+        Raises:
+            LostError: it never came.
+        """
+        try:
+            while not self.status:
+                await self._more()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not (self._is_complete and not self._body):
+            if not self._body:
+                await self._more()
+                continue
+            body, self._body, self._waiting_bytes = b"".join(self._body), [], 0
+            if self.exchange is not None:
+                self.exchange.resume()
+            yield body
+
+    async def aclose(self) -> None:
+        """Stop: aborts the connection when the reply was not read to its end."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.close()
+
+    async def _more(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._news.clear()
+        await self._news.wait()
+
+    # The connection's side
+
+    def on_head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status, self.headers = status, headers
+        self._news.set()
+
+    def on_data(self, data: bytes) -> None:
+        self._body.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > HIGH_WATER_BYTES and self.exchange is not None:
+            self.exchange.pause()
+        self._news.set()
+
+    def on_end(self) -> None:
+        self._is_complete = True
+        self._news.set()
+
+    def on_lost(self, lost: LostError) -> None:
+        self._lost = lost
+        self._news.set()

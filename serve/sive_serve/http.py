@@ -1,0 +1,278 @@
+"""The hot paths' HTTP: requests straight from uvicorn's parser, answers straight to its transport.
+
+A subclass of uvicorn's protocol, which keeps what uvicorn is good at (parsing, keep-alive, pipelining,
+graceful shutdown) and leaves out what costs more than the answer: an ASGI scope, a task, its messages.
+Every other request takes uvicorn's way to the ASGI application.
+"""
+
+import asyncio
+import hmac
+import urllib.parse
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import httptools
+from sive.drive import Driver
+from sive.errors import RequestError
+from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from sive_serve.gateway import Gateway
+
+HOT_PATHS: dict[bytes, Endpoint] = {
+    b"/v1/chat/completions": "chat/completions",
+    b"/v1/completions": "completions",
+}
+MAX_LENGTH_DIGITS = 18
+
+
+def refusal(problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body that tell a caller what is wrong; a body that is too large is not read any further."""
+    body = dumps(error_of(problem))
+    headers = JSON_HEADERS | {"content-length": str(len(body)), "x-should-retry": "false"}
+    if request_id:
+        headers["x-request-id"] = request_id
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if problem.status == 413:
+        headers["connection"] = "close"
+    return headers, body
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection of a caller."""
+
+    def __init__(self, gateway: "Gateway", **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.gateway = gateway
+        self.answering: Exchange | None = None
+        self._reading: Exchange | None = None
+
+    def on_message_begin(self) -> None:
+        """Of a request: which way it takes is not known yet."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        """Take it, or make up for what uvicorn would have done so far."""
+        endpoint = self._endpoint()
+        if endpoint is None:
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers += headers
+            self._reading = None
+            super().on_headers_complete()
+            return
+        previous = self.cycle
+        self._reading = exchange = Exchange(self, endpoint)
+        self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn asks of its own
+        if previous is None or previous.response_complete:
+            exchange.start()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """Some of it."""
+        if self._reading is not None:
+            self._reading.take(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        if self._reading is not None:
+            self._reading.taken()
+        else:
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The caller is gone."""
+        super().connection_lost(exc)
+        if self.answering is not None:
+            self.answering.left()
+
+    def resume_writing(self) -> None:
+        """The caller has read what waited."""
+        super().resume_writing()
+        if self.answering is not None:
+            self.answering.drained()
+
+    def _endpoint(self) -> Endpoint | None:
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
+            return None
+        return HOT_PATHS.get(self.url) or HOT_PATHS.get(_path(self.url))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Uvicorn's, for a request that had to wait its turn."""
+        if isinstance(cycle, Exchange):
+            self.loop.call_soon(cycle.start)  # not within its predecessor's end, which may be one of hundreds
+        else:
+            super()._start_asgi_task(cycle, app)
+
+
+def _path(url: bytes) -> bytes:
+    try:
+        path = httptools.parse_url(url).path or b""
+    except httptools.HttpParserInvalidURLError:
+        return b""
+    return urllib.parse.unquote_to_bytes(path) if b"%" in path else path
+
+
+class Exchange:
+    """One request on a hot path and its answer: the driver's caller, and to uvicorn one of its cycles.
+
+    It starts when its turn has come, which pipelining may put off; what came of its body until then waits.
+    """
+
+    message_event: ClassVar = asyncio.Event()
+    """Uvicorn sets it when the caller leaves; nobody waits for it."""
+
+    def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.request_id = ""
+        self.driver: Driver | None = None
+        self.has_begun = False
+        # What uvicorn looks at:
+        self.disconnected = False
+        self.response_complete = False
+        self.keep_alive = protocol.parser.should_keep_alive() and protocol.parser.get_http_version() != "1.0"
+        self._expects_100 = protocol.expect_100_continue
+        self._protocol = protocol
+        self._gateway = protocol.gateway
+        self._raw_headers = protocol.headers
+        self._is_on = False
+        self._is_whole = False
+        self._body: bytes | bytearray = b""
+        self._limit = self._gateway.settings.gateway.max_body_bytes
+        self._head = b""
+        self._is_chunked = False
+
+    # The request
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The request's, by lower-case name; bytes that are not Latin-1 cannot occur in HTTP."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._raw_headers}
+
+    def start(self) -> None:
+        """Its turn has come: look whether to read it at all, then begin when it is whole."""
+        self._is_on = True
+        self._protocol.answering = self
+        try:
+            self._gateway.keys.check(self._header(b"authorization"))
+            self._check_length()
+        except RequestError as problem:
+            self._gateway.refuse(self, problem)
+            return
+        if self._is_whole:
+            self._gateway.answer(self, bytes(self._body))
+        elif self._expects_100:
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def take(self, data: bytes) -> None:
+        """Some of the body."""
+        if self.response_complete:
+            return  # it was refused unread
+        if not self._body:
+            self._body = data
+        elif len(self._body) <= self._limit:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+        if len(self._body) > self._limit and self._is_on:
+            self._gateway.refuse(self, self._too_large())
+
+    def taken(self) -> None:
+        """The body is complete."""
+        self._is_whole = True
+        if self._is_on and not self.response_complete:
+            self._gateway.answer(self, bytes(self._body))
+
+    def left(self) -> None:
+        """The caller closed the connection."""
+        self.disconnected = True
+        if self.driver is not None:
+            self.driver.left()
+
+    def _check_length(self) -> None:
+        declared = self._header(b"content-length")
+        if len(declared) > MAX_LENGTH_DIGITS or (declared.isdigit() and int(declared) > self._limit):
+            raise self._too_large()
+        if len(self._body) > self._limit:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestError:
+        message = f"the request body is larger than {self._limit} bytes"
+        return RequestError(message, status=413, code="request_too_large")
+
+    def _header(self, wanted: bytes) -> bytes:
+        return next((value for name, value in self._raw_headers if name == wanted), b"")
+
+    # The answer
+
+    @property
+    def is_slow(self) -> bool:
+        """Does so much wait to be read that nothing should follow for now?"""
+        return self._protocol.flow.write_paused
+
+    def drained(self) -> None:
+        """What waited was read."""
+        if self.driver is not None:
+            self.driver.resume()
+
+    def begin(self, status: int, headers: dict[str, str]) -> None:
+        """The head; it goes out together with what follows."""
+        self.has_begun = True
+        headers = headers | self._gateway.cors_headers(self._header(b"origin"))
+        self._is_chunked = "content-length" not in headers
+        if self._is_chunked:
+            headers["transfer-encoding"] = "chunked"
+        self.keep_alive = self.keep_alive and headers.get("connection") != "close"
+        if not self.keep_alive:
+            headers["connection"] = "close"
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+            raise ValueError("a line break in a header")
+        dated = b"".join([b"%b: %b\r\n" % line for line in self._protocol.server_state.default_headers])
+        self._head = b"%b%b%b\r\n" % (STATUS_LINE[status], dated, lines.encode("latin-1"))
+
+    def send(self, data: bytes) -> None:
+        """Some of the body."""
+        head, self._head = self._head, b""
+        if not self.disconnected:
+            framed = b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._is_chunked else head + data
+            self._protocol.transport.write(framed)
+
+    def end(self, data: bytes) -> None:
+        """The rest of the body."""
+        if self._is_chunked:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        else:
+            last = data
+        self.response_complete = True
+        self._protocol.answering = None
+        if self.disconnected:
+            return
+        self._protocol.transport.write(self._head + last)
+        if not self.keep_alive:
+            self._protocol.transport.close()
+        self._protocol.on_response_complete()
+
+    def came_with(self, authorization: str) -> bool:
+        """Did the request come with this ``Authorization`` header?"""
+        return hmac.compare_digest(self._header(b"authorization"), authorization.encode("latin-1"))
+
+    def end_early(self, *, status: int, message: str, code: str) -> None:
+        """End the request from outside; the caller is told."""
+        if self.driver is not None:
+            self.driver.cancel(status=status, message=message, code=code)
+
+    def cut(self) -> None:
+        """End in the middle: the caller sees that it was no clean end."""
+        if self.driver is not None:
+            self.driver.close()
+            self.driver = None
+        self._protocol.transport.close()

@@ -24,7 +24,8 @@ HI = [{"role": "user", "content": "Qu'est-ce que la joie ?"}]
 def routed(*hosts: Upstream, last: str = "", more: str = "") -> str:
     """A configuration whose model ``m`` goes through the hosts in order."""
     backends = "".join(
-        f'[[backend]]\nname = "b{number}"\nurl = "{host.url}"\nprobe = "passive"\n' for number, host in enumerate(hosts)
+        f'[[backend]]\nname = "b{number}"\nurl = "{host.url}"\nprobe = "passive"\n'
+        for number, host in enumerate(hosts)
     )
     rungs = ", ".join(f'{{ backend = "b{number}", model = "m{number}" }}' for number in range(len(hosts)))
     return f"{more}\n{backends}\n[model.m]\nroute = [{rungs}{last}]\n"

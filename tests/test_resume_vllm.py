@@ -32,6 +32,7 @@ AT_ONCE = 12
 TRIES = 4  # an engine that is behind puts two tokens into one event, which cannot be cut between them
 STALL_S = 3.0
 SHOWN = 6
+LATE_TOKENS = 8
 BYTES = [133, *range(100, 130)]  # the first byte of é, and those that may follow a first byte
 HOWS: tuple[How, ...] = ("fin", "rst", "half")
 
@@ -61,9 +62,12 @@ class Case:
         question = QUESTIONS[self.voice]
         body: Json = {"temperature": 0, "max_tokens": 120, "stream": self.stream}
         if self.path == "/completions":
-            body["prompt"] = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            body["prompt"] = (
+                f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            )
         else:
-            body["messages"] = [{"role": "user", "content": question}]
+            # An empty system message keeps away the one that a pod's packaged models have.
+            body["messages"] = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
         if self.stream:
             body["stream_options"] = {"include_usage": True}
         return {key: value for key, value in {**body, **self.fields}.items() if value is not ...}
@@ -78,12 +82,24 @@ class Case:
         """The ids of the uncut answer."""
         return self.uncut(pair, return_token_ids=True).ids
 
-    def cut(self, pair: Pair, tokens: int, how: How) -> tuple[Cut, Answer]:
-        """What the caller of the gateway gets when it is cut once."""
+    def pieces(self, pair: Pair) -> list[str]:
+        """The text that each token of the uncut answer adds."""
+        return self.uncut(pair, return_token_ids=True, stream=True).pieces
+
+    def cut(self, pair: Pair, tokens: int, how: How, *again: int) -> tuple[Cut, Answer]:
+        """What the caller of the gateway gets when it is cut once, or again so many tokens later."""
         user = f"caller-{next(numbers)}"
         cut = pair.cuts.arm(user, tokens, how)
+        for more in again:
+            pair.cuts.arm(user, more, how)
         body = {**self.body, "model": self.prefix + self.voice, "user": user}
         return cut, ask(pair.url, self.path, body)
+
+    def _is_billed_as(self, got: Answer, uncut: Answer) -> bool:
+        """The same usage; a stop string that an engine does not know of is found a few tokens late."""
+        if not (self.fields.get("stop") and got.usage and uncut.usage):
+            return got.usage == uncut.usage
+        return got.usage[0] == uncut.usage[0] and 0 <= got.usage[1] - uncut.usage[1] < LATE_TOKENS
 
     def faults(self, got: Answer, uncut: Answer) -> list[str]:
         """Name every difference between the caller's answer and the uncut one."""
@@ -92,7 +108,7 @@ class Case:
             wrong.append(f"text {got.text!r} instead of {uncut.text!r}")
         if got.finish_reasons != uncut.finish_reasons:
             wrong.append(f"finish {got.finish_reasons} instead of {uncut.finish_reasons}")
-        if got.usage != uncut.usage:
+        if not self._is_billed_as(got, uncut):
             wrong.append(f"usage {got.usage} instead of {uncut.usage}")
         if self.stream and len(got.usages) != 1:
             wrong.append(f"{len(got.usages)} usages")
@@ -103,45 +119,47 @@ class Case:
 
 def cut_at_all(pair: Pair, case: Case, positions: Sequence[int], hows: Sequence[How] = HOWS) -> None:
     """Cut the case at every position once, and compare; fails with the first few that went wrong."""
-    uncut = case.uncut(pair)
+    uncut, pieces = case.uncut(pair), case.pieces(pair)
     before = counters(pair.gateway)
     wrong: dict[int, list[str]] = {}
-    cuts = 0
-    missed = set(positions)
+    missed, resumed = set(positions), 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in range(TRIES):
             trials = {at: pool.submit(case.cut, pair, at, hows[at % len(hows)]) for at in sorted(missed)}
-            for at, trial in trials.items():
-                cut, got = trial.result()
-                cuts += 1
-                if faults := case.faults(got, uncut) + resume_faults(cut, got):
+            for at, (cut, got) in ((at, trial.result()) for at, trial in trials.items()):
+                resumed += got.is_resumed
+                missed -= {cut.passed} if is_proof(cut, got, pieces) else set()
+                if faults := case.faults(got, uncut):
                     wrong[at] = [f"{cut.how} on port {cut.port} after {cut.passed}", *faults]
-                missed.discard(cut.passed)
-    missing = {at: ["was never cut there"] for at in missed}
-    wrong |= missing | count_faults(before, counters(pair.gateway), cuts)
+    wrong |= {at: ["was never cut and resumed there"] for at in missed}
+    wrong |= count_faults(before, counters(pair.gateway), resumed)
     shown = [f"cut at {at}: {'; '.join(faults)}" for at, faults in sorted(wrong.items())[:SHOWN]]
     assert not wrong, "\n".join([f"{len(wrong)} of {len(positions)} went wrong", *shown])
 
 
-def resume_faults(cut: Cut, got: Answer) -> list[str]:
-    """A trial without a cut, or one that does not say that it was resumed, proves nothing."""
-    wrong = [] if cut.at else ["it was not cut"]
-    return wrong if got.is_resumed else [*wrong, "it does not say that it was resumed"]
+def is_proof(cut: Cut, got: Answer, pieces: Sequence[str]) -> bool:
+    """Whether an answer was cut where it should be, and says that it was resumed.
+
+    An engine that is far behind may put all of the rest into one event: there is nothing left to cut. A reset
+    may overtake what was to be shown: the answer was begun anew.
+    """
+    was_shown = bool("".join(pieces[: cut.passed]))
+    return cut.at is not None and got.is_resumed == was_shown
 
 
-def count_faults(before: dict[str, float], after: dict[str, float], cuts: int) -> dict[int, list[str]]:
-    """Every cut is counted once, and every one was resumed by tokens."""
+def count_faults(before: dict[str, float], after: dict[str, float], resumed: int) -> dict[int, list[str]]:
+    """Every cut is counted once, and every one was carried on by tokens."""
 
     def counted(name: str, *labels: str) -> float:
         return total(after, name, *labels) - total(before, name, *labels)
 
     seen = {
         "cuts": counted("sive_cuts_total"),
-        "resumed": counted("sive_resumes_total", 'level="tokens"', 'outcome="ok"'),
-        "by any way": counted("sive_resumes_total", 'outcome="ok"'),
+        "by tokens": counted("sive_resumes_total", 'level="tokens"', 'outcome="ok"'),
+        "carried on": counted("sive_resumes_total", 'outcome="ok"'),
     }
-    wanted = dict.fromkeys(seen, float(cuts))
-    return {} if seen == wanted else {-1: [f"counted {seen} for {cuts} cuts"]}
+    wanted = dict.fromkeys(seen, float(resumed))
+    return {} if seen == wanted else {-1: [f"counted {seen} for {resumed} cuts"]}
 
 
 @pytest.mark.parametrize("voice", VOICES)
@@ -204,9 +222,8 @@ def test_after_the_last_event_nothing_is_missing(pair: Pair, name: str) -> None:
 
 def test_without_max_tokens_the_rest_is_as_long_as_it_would_be(pair: Pair) -> None:
     """To its own end, and where there is none to the end of the context, though completions default to 16."""
-    for fields in ({"max_tokens": ...}, {"max_tokens": ..., "ignore_eos": True}):
-        case = Case("kant", fields)
-        cut_at_all(pair, case, [1, 20, 40])
+    cut_at_all(pair, Case("kant", {"max_tokens": ...}), [1, 20, 40])
+    cut_at_all(pair, Case("kant", {"max_tokens": ..., "ignore_eos": True}), [20])
 
 
 def test_max_completion_tokens_is_max_tokens(pair: Pair) -> None:
@@ -255,16 +272,29 @@ def test_a_stalled_stream_goes_on_elsewhere(pair: Pair) -> None:
     assert all(cut.at and cut.left_at and cut.left_at - cut.at < 4 * STALL_S for cut in stalled)
 
 
+@pytest.mark.parametrize("again", [(5,), (1, 7)], ids=["twice", "thrice"])
+def test_an_answer_that_breaks_off_again_goes_on_again(pair: Pair, again: tuple[int, ...]) -> None:
+    """Each backend may break off once, and one of them may be asked a second time."""
+    case = Case("bergson")
+    uncut = case.uncut(pair)
+    for at in (1, 18, 40):
+        before = len(pair.cuts.done)
+        _, got = case.cut(pair, at, "fin", *again)
+        assert len(pair.cuts.done) == before + 1 + len(again)
+        assert case.faults(got, uncut) == []
+
+
 def test_a_sampled_answer_is_whole(pair: Pair) -> None:
     """With a temperature the rest may differ, but it is one answer that begins as the uncut one did."""
     case = Case("bergson", {"temperature": 0.8, "seed": 7})
-    uncut = case.uncut(pair, return_token_ids=True)
-    for at in range(1, len(uncut.ids) - 1, 9):
-        cut, got = case.cut(pair, at, "half")
+    uncut, pieces = case.uncut(pair), case.pieces(pair)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        trials = [pool.submit(case.cut, pair, at, "half") for at in range(1, len(pieces) - 1, 9)]
+    for cut, got in (trial.result() for trial in trials):
         assert got.faults() == []
         assert "\ufffd" not in got.text
-        assert got.text.startswith("".join(uncut.pieces[: cut.passed]))
-        assert not resume_faults(cut, got)
+        assert got.text.startswith("".join(pieces[: cut.tokens]))
+        assert got.is_resumed
         assert got.usage
         assert got.usage[0] == uncut.usage[0]  # type: ignore[index]
 

@@ -117,6 +117,8 @@ def books(gateway: Served) -> list[str]:
     resumed = total(sampled, "sive_resumes_total", 'outcome="ok"')
     given_up = total(sampled, "sive_streams_cut_total")
     in_flight = total(sampled, "sive_requests_in_flight")
-    wrong = [] if cuts == resumed + given_up else [f"{cuts} cuts, but {resumed} resumed + {given_up} given up"]
+    wrong = (
+        [] if cuts == resumed + given_up else [f"{cuts} cuts, but {resumed} resumed + {given_up} given up"]
+    )
     wrong += [f"{given_up} answers ended in an error"] if given_up else []
     return wrong + ([f"{in_flight} still in flight"] if in_flight else [])

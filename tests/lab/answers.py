@@ -56,9 +56,7 @@ class Answer:
         return self.seen_fields & {"token_ids", "prompt_token_ids", "prompt_text"}
 
 
-def ask(
-    url: str, path: str, body: Json, *, timeout: float = 60, into: Answer | None = None
-) -> Answer:
+def ask(url: str, path: str, body: Json, *, timeout: float = 60, into: Answer | None = None) -> Answer:
     """POST a request and read its answer to the end; ``into`` may be watched while it grows."""
     answer = into or Answer()
     if body.get("stream"):
@@ -110,7 +108,7 @@ def _take_choice(answer: Answer, choice: Json) -> None:
     answer.roles += "role" in said
     answer.text += piece
     answer.ids += ids
-    answer.pieces += [piece] if piece or ids else []
+    answer.pieces += [*[""] * (len(ids) - 1), piece] if piece or ids else []
     if choice.get("finish_reason"):
         answer.finish_reasons.append(choice["finish_reason"])
 

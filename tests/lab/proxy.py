@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ REQUEST_FIELD = "user"  # OpenAI's own field: every hop passes it on, and an eng
 
 @dataclass(slots=True)
 class Cut:
-    """Break the first streamed reply to ``user`` off as soon as ``tokens`` tokens have passed.
+    """Break one streamed reply to ``user`` off as soon as ``tokens`` tokens have passed.
 
     ``how``: ``fin`` and ``rst`` close the connection, ``half`` closes it in the middle of the next event
     (inside a character of several bytes where there is one), ``stall`` says nothing more.
@@ -40,18 +41,19 @@ class Cuts:
     """What is armed and what was cut. Proxies in front of equal engines share it: who is first, cuts."""
 
     def __init__(self) -> None:
-        self._armed: dict[str, Cut] = {}
+        self._armed: dict[str, deque[Cut]] = defaultdict(deque)
         self.done: list[Cut] = []
 
     def arm(self, user: str, tokens: int, how: How = "fin") -> Cut:
-        """Arm one cut of one reply."""
-        cut = self._armed[user] = Cut(user, tokens, how)
+        """Arm one cut of one reply; armed again, the next reply to the same caller is cut too."""
+        cut = Cut(user, tokens, how)
+        self._armed[user].append(cut)
         return cut
 
     def take(self, body: Json) -> Cut | None:
-        """Return what is armed for this request; only its first streamed attempt gets it."""
-        is_stream = bool(body.get("stream"))
-        return self._armed.pop(str(body.get(REQUEST_FIELD)), None) if is_stream else None
+        """Return what is armed for this request, which must be a streamed one."""
+        armed = self._armed.get(str(body.get(REQUEST_FIELD)))
+        return armed.popleft() if armed and body.get("stream") else None
 
     def log(self, cut: Cut, *, passed: int, port: int) -> None:
         """Note that it has happened."""
@@ -192,6 +194,8 @@ class CuttingProxy:
                 self.cuts.log(cut, passed=passed, port=self._engine_port)
                 await _perform(cut, passing, b"")
                 return True
+        if cut is not None:
+            cut.passed = passed  # there was nothing left to cut
         await _write_chunk(passing.caller, b"")
         return False
 

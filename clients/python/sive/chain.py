@@ -482,7 +482,7 @@ class Chain:
             label,
             self._voice,
             had if plan.level is None else resumed[plan.level](),
-            swallow=had.text if plan.level == "none" else "",
+            swallow={"tokens": had.unsettled, "none": had.text}.get(plan.level or "", ""),
             before=plan.before,
             resumes=plan.level is not None,
             is_limited=plan.is_limited,

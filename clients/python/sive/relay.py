@@ -187,7 +187,7 @@ class StreamRelay(Relay):
         self._strips_ids = strips_ids
         self._kept: list[bytes] | None = [] if keeps else None
         self._kept_bytes = 0
-        self._transcript = Transcript(has_all_ids=not holds_back)
+        self._transcript = Transcript(holds_back=holds_back)
         self._rename: tuple[bytes, bytes] | None = None
         self._first = True
         self._showed_usage = False
@@ -279,7 +279,7 @@ class StreamRelay(Relay):
 
 
 def _head(said: Transcript) -> Json:
-    return {"id": said.id, "object": "chat.completion.chunk", "created": said.created}
+    return {"id": said.id, "object": said.object, "created": said.created, "model": said.model}
 
 
 def _strip_ids(chunk: Json) -> bool:

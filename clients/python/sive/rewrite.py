@@ -171,7 +171,7 @@ class RewritingRelay(Relay):
             choice.pop("prompt_token_ids", None)
         said = self._delta(chunk, shown) if self._voice.endpoint == "chat/completions" else {"text": shown}
         choice = {"index": 0, **said, "logprobs": None, **choice, "finish_reason": reason}
-        rewritten = {**chunk, **self._headed({"choices": [choice]})}
+        rewritten = self._headed({**chunk, "choices": [choice]})
         rewritten.pop("usage", None)
         if not self._voice.wants_ids or self._resumes:
             rewritten.pop("prompt_token_ids", None)
@@ -201,10 +201,8 @@ class RewritingRelay(Relay):
         """Under the caller's one id and date, and the name of who speaks."""
         said = self._transcript
         kind = "chat.completion.chunk" if self._voice.endpoint == "chat/completions" else "text_completion"
-        head: Json = {"id": said.id, "object": kind, "created": said.created}
-        if self._label.model is not None:
-            head["model"] = self._label.model
-        return head | chunk
+        model = self._label.model or chunk.get("model") or said.model
+        return chunk | {"id": said.id, "object": kind, "created": said.created, "model": model}
 
     def _counted(self) -> Json | None:
         """One bill: the prompt once, and all that the caller got."""

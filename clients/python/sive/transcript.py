@@ -15,21 +15,26 @@ class Transcript:
     """The one choice of an answer, fed with its chunks in either of OpenAI's two shapes.
 
     ``prompt_ids``, ``ids``: tokens of the prompt and of the answer as the backend that spoke last counted
-    them; only the first ``settled`` ids stand behind ``text``, the others are parts of a character that is
-    not complete. ``spent``: tokens of ``text`` from before that backend's prompt began to contain them.
-    ``has_all_ids``: no piece of text came without its ids. ``is_plain``: nothing but text was said.
+    them. After the first ``settled`` ids the text is surely complete, and ``settled_chars`` long: later ones
+    may end in the middle of a character. ``spent``: tokens of ``text`` from before that backend's prompt began to contain them.
+    ``has_all_ids``: no piece of text came without its ids. ``holds_back``: text may be missing whose ids are
+    there. ``is_plain``: nothing but text was said.
     """
 
     id: str | None = None
     created: int | None = None
+    object: str | None = None
+    model: str | None = None
     prompt_ids: list[int] | None = None
     ids: list[int] = field(default_factory=list)
     settled: int = 0
+    settled_chars: int = 0
     text: str = ""
     pieces: int = 0
     spent: int = 0
     prompt_tokens: int | None = None
     has_all_ids: bool = True
+    holds_back: bool = False
     is_plain: bool = True
 
     def add(self, chunk: Json) -> str:
@@ -40,6 +45,7 @@ class Transcript:
         """
         if self.id is None:
             self.id, self.created = chunk.get("id"), chunk.get("created")
+            self.object, self.model = chunk.get("object"), chunk.get("model")
         self._take_prompt(chunk.get("prompt_token_ids"))
         choices = choices_of(chunk)
         if not choices:
@@ -57,28 +63,44 @@ class Transcript:
         return text
 
     def carried_on_by_ids(self) -> "Transcript":
-        """What the next backend goes on from when it is given the ids: incomplete characters are left out."""
-        return replace(self, ids=self.ids[: self.settled])
+        """What the next backend goes on from when it is given the ids, up to where the text is complete.
+
+        What was said after that, it says again.
+        """
+        return replace(self, ids=self.ids[: self.settled], text=self.text[: self.settled_chars])
 
     def carried_on_by_text(self) -> "Transcript":
         """What the next backend goes on from when it is given the text: it counts tokens of its own."""
         return replace(
-            self, prompt_ids=None, ids=[], settled=0, spent=self.tokens, pieces=0, has_all_ids=True
+            self,
+            prompt_ids=None,
+            ids=[],
+            settled=0,
+            settled_chars=len(self.text),
+            spent=self.tokens,
+            pieces=0,
+            has_all_ids=True,
+            holds_back=False,
         )
 
     def started_over(self) -> "Transcript":
         """What a backend goes on from that is given nothing: only who the caller thinks is speaking."""
-        return Transcript(id=self.id, created=self.created)
+        return Transcript(self.id, self.created, self.object, self.model)
 
     @property
     def can_go_on_by_ids(self) -> bool:
         """Are all ids known?"""
-        return self.prompt_ids is not None and self.has_all_ids and self.is_plain
+        return self.prompt_ids is not None and self.has_all_ids and self.is_plain and not self.holds_back
 
     @property
     def is_settled(self) -> bool:
-        """Is the text of all tokens known?"""
-        return self.has_all_ids and self.settled == len(self.ids)
+        """Is the text of all tokens surely known?"""
+        return self.has_all_ids and not self.holds_back and self.settled == len(self.ids)
+
+    @property
+    def unsettled(self) -> str:
+        """The text that is not sure to be complete."""
+        return self.text[self.settled_chars :]
 
     @property
     def tokens(self) -> int:
@@ -103,4 +125,6 @@ class Transcript:
         if text:
             self.text += text
             self.pieces += 1
-            self.settled = len(self.ids)
+            # A piece of several tokens may end in one that is part of a character: its text comes later.
+            if isinstance(ids, list) and len(ids) == 1:
+                self.settled, self.settled_chars = len(self.ids), len(self.text)

@@ -205,7 +205,7 @@ def test_a_stop_lets_answers_finish_and_tells_those_that_do_not(serve: Serve, ho
 
 
 def test_a_hedge_answers_when_the_first_is_slow_for_once(serve: Serve, hosts: Hosts) -> None:
-    """After the backend's own p95 the next rung of the same voice is asked too; the first to speak is kept."""
+    """After the backend's own p95 the next rung of that voice is asked too; the first to speak is kept."""
     first, second = (hosts.add(manners.speaks()) for _ in range(2))
     clocks = CLOCKS.replace("first_token_s = 0.6", "first_token_s = 20")
     config = routed(first, second, more='probe = "passive"', model="hedge = true", clocks=clocks)

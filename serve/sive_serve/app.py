@@ -44,7 +44,7 @@ class _Front:
         if scope["type"] == "http" and scope["path"] != "/health":
             headers = Headers(scope=scope)
             try:
-                self._gateway.keys.check(headers.get("authorization", "").encode("latin-1"))
+                self._gateway.keys.check(headers.get("authorization", ""))
             except RequestError as problem:
                 told, body = self._gateway.refusal(problem, request_id(headers))
                 app = Response(body, problem.status, told)

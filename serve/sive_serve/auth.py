@@ -21,16 +21,16 @@ class KeyRing:
         """Is no key needed?"""
         return not self._digests
 
-    def check(self, authorization: bytes) -> None:
-        """Look at an ``Authorization`` header (``b""`` when there is none).
+    def check(self, authorization: str) -> None:
+        """Look at an ``Authorization`` header (empty when there is none).
 
         Raises:
             RequestError: 401, when the key is missing or unknown.
         """
         if not self._digests:
             return
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and _digest(key.strip()) in self._digests:
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() == "bearer" and _digest(key.strip().encode("latin-1")) in self._digests:
             return
         message = "Incorrect API key provided." if key else "No API key: send 'Authorization: Bearer KEY'."
         raise RequestError(message, status=401, code="invalid_api_key")

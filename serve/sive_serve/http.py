@@ -16,6 +16,8 @@ from sive.errors import RequestError
 from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sive_serve.direct import Direct
+
 if TYPE_CHECKING:
     from sive_serve.gateway import Gateway
 
@@ -48,20 +50,24 @@ class GatewayProtocol(HttpToolsProtocol):
         self.answering: Exchange | None = None
         self._reading: Exchange | None = None
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of the request; uvicorn looks for an expectation in each."""
+        self.headers.append((name.lower(), value))
+
     def on_message_begin(self) -> None:
         """Of a request: which way it takes is not known yet."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
         """Take it, or make up for what uvicorn would have done so far."""
         endpoint = self._endpoint()
         if endpoint is None:
-            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            url, headers = self.url, self.headers
             super().on_message_begin()
-            self.url, self.expect_100_continue = url, expects
-            self.headers += headers
+            self.url = url
+            for name, value in headers:
+                super().on_header(name, value)
             self._reading = None
             super().on_headers_complete()
             return
@@ -113,6 +119,10 @@ class GatewayProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
 
+def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % line for line in headers])
+
+
 def _path(url: bytes) -> bytes:
     try:
         path = httptools.parse_url(url).path or b""
@@ -133,16 +143,16 @@ class Exchange:
     def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.request_id = ""
-        self.driver: Driver | None = None
+        self.driver: Direct | Driver | None = None
         self.has_begun = False
         # What uvicorn looks at:
         self.disconnected = False
         self.response_complete = False
         self.keep_alive = protocol.parser.should_keep_alive() and protocol.parser.get_http_version() != "1.0"
-        self._expects_100 = protocol.expect_100_continue
         self._protocol = protocol
         self._gateway = protocol.gateway
-        self._raw_headers = protocol.headers
+        # By lower-case name; bytes that are not Latin-1 cannot occur in HTTP.
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in protocol.headers}
         self._is_on = False
         self._is_whole = False
         self._body: bytes | bytearray = b""
@@ -152,24 +162,19 @@ class Exchange:
 
     # The request
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """The request's, by lower-case name; bytes that are not Latin-1 cannot occur in HTTP."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._raw_headers}
-
     def start(self) -> None:
         """Its turn has come: look whether to read it at all, then begin when it is whole."""
         self._is_on = True
         self._protocol.answering = self
         try:
-            self._gateway.keys.check(self._header(b"authorization"))
+            self._gateway.keys.check(self.headers.get("authorization", ""))
             self._check_length()
         except RequestError as problem:
             self._gateway.refuse(self, problem)
             return
         if self._is_whole:
             self._gateway.answer(self, bytes(self._body))
-        elif self._expects_100:
+        elif self.headers.get("expect", "").lower() == "100-continue":
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def take(self, data: bytes) -> None:
@@ -198,8 +203,8 @@ class Exchange:
             self.driver.left()
 
     def _check_length(self) -> None:
-        declared = self._header(b"content-length")
-        if len(declared) > MAX_LENGTH_DIGITS or (declared.isdigit() and int(declared) > self._limit):
+        declared = self.headers.get("content-length", "")
+        if len(declared) > MAX_LENGTH_DIGITS or (declared.isdecimal() and int(declared) > self._limit):
             raise self._too_large()
         if len(self._body) > self._limit:
             raise self._too_large()
@@ -207,9 +212,6 @@ class Exchange:
     def _too_large(self) -> RequestError:
         message = f"the request body is larger than {self._limit} bytes"
         return RequestError(message, status=413, code="request_too_large")
-
-    def _header(self, wanted: bytes) -> bytes:
-        return next((value for name, value in self._raw_headers if name == wanted), b"")
 
     # The answer
 
@@ -226,7 +228,8 @@ class Exchange:
     def begin(self, status: int, headers: dict[str, str]) -> None:
         """The head; it goes out together with what follows."""
         self.has_begun = True
-        headers = headers | self._gateway.cors_headers(self._header(b"origin"))
+        if "origin" in self.headers:
+            headers = headers | self._gateway.cors_headers(self.headers["origin"])
         self._is_chunked = "content-length" not in headers
         if self._is_chunked:
             headers["transfer-encoding"] = "chunked"
@@ -236,8 +239,11 @@ class Exchange:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
             raise ValueError("a line break in a header")
-        dated = b"".join([b"%b: %b\r\n" % line for line in self._protocol.server_state.default_headers])
-        self._head = b"%b%b%b\r\n" % (STATUS_LINE[status], dated, lines.encode("latin-1"))
+        self._head = b"%b%b%b\r\n" % (
+            STATUS_LINE[status],
+            _lines(self._protocol.server_state.default_headers),
+            lines.encode("latin-1"),
+        )
 
     def send(self, data: bytes) -> None:
         """Some of the body."""
@@ -263,7 +269,8 @@ class Exchange:
 
     def came_with(self, authorization: str) -> bool:
         """Did the request come with this ``Authorization`` header?"""
-        return hmac.compare_digest(self._header(b"authorization"), authorization.encode("latin-1"))
+        mine = self.headers.get("authorization", "")
+        return hmac.compare_digest(mine.encode("latin-1"), authorization.encode("latin-1"))
 
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the caller is told."""

@@ -52,7 +52,10 @@ def sive(
 
 @contextlib.contextmanager
 def sive_gateway(upstream_port: int, *, core: int) -> Iterator[Served]:
-    """Sive as a gateway: API keys, metrics, and a second rung to fall back to."""
+    """Sive as a gateway: API keys, metrics, and a second rung to fall back to.
+
+    What was asked for in one piece passes through in one piece, as it does with the others.
+    """
     url = f"http://127.0.0.1:{upstream_port}/v1"
     route = '{ backend = "pod-a", model = "fake" }, { backend = "pod-b", model = "fake" }'
     config = f"""
@@ -65,6 +68,7 @@ name = "pod-b"
 url = "{url}"
 
 [model.{MODEL}]
+guard_json = false
 route = [{route}]
 """
     with sive(config, core=core, SIVE_API_KEYS=KEY) as served:

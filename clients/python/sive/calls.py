@@ -123,25 +123,20 @@ def _messages_bytes(body: Json) -> int:
         raise RequestError(
             "'messages' must be a list with at least one message", param="messages", code="invalid_type"
         )
-    size = 0
-    for index, message in enumerate(messages):
-        size += _message_bytes(message, index)
-    return size
+    try:  # what nearly all are, at a fifth of the time: str.__len__ takes nothing but a string
+        sum(map(str.__len__, [message["role"] for message in messages]))
+        return sum(map(str.__len__, [message["content"] for message in messages]))
+    except (KeyError, TypeError):
+        return sum(_message_bytes(message, index) for index, message in enumerate(messages))
 
 
 def _message_bytes(message: Any, index: int) -> int:
-    if isinstance(message, dict) and isinstance(message.get("role"), str):
-        content = message.get("content")
-        if isinstance(content, str):
-            return len(content)
-    return _unusual_message_bytes(message, index)
-
-
-def _unusual_message_bytes(message: Any, index: int) -> int:
     where = f"messages[{index}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"{where} must be an object with a 'role'", param=where, code="invalid_type")
     content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
     if content is None:
         return 0
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):

@@ -211,8 +211,7 @@ class _Attempt:
 
     def __init__(self, opened: Open, driver: Driver, caller: Caller, wire: Wire) -> None:
         self._id = opened.id
-        self._request = opened.request
-        self._name = opened.rung.backend.name
+        self._opened = opened
         self._flow = opened.rung.backend.flow(opened.request)
         self._driver = driver
         self._caller = caller
@@ -225,9 +224,9 @@ class _Attempt:
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._body = bytearray()
-        self._take = self._collect
+        self._take: Callable[[bytes], None] = self._collect
         self._translate: Translate | None = None
-        self._splitter = sse.Splitter()
+        self._splitter: sse.Splitter | None = None
         self._relay: AnyRelay | None = None
         self._lost: LostError | None = None
 
@@ -235,7 +234,10 @@ class _Attempt:
 
     def start(self) -> None:
         """Send the first request of the backend's flow."""
-        self._guarded(lambda: self._ask(next(self._flow)))
+        try:
+            self._ask(next(self._flow))
+        except Exception:  # a backend's flow may be anybody's: whatever broke, the request must go on
+            self._break()
 
     def relay(self, relay: AnyRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
@@ -256,6 +258,7 @@ class _Attempt:
     def close(self) -> None:
         """Abort; the connection closes at once."""
         self._is_closed = True
+        self._take = _nowhere  # a method of its own would keep it alive, and the whole request with it
         if self._exchange is not None:
             self._exchange.close()
 
@@ -265,7 +268,7 @@ class _Attempt:
         """A reply begins: the answer, or to a step towards it."""
         self._status, self._headers = status, headers
         if not self._reads_body:
-            self._guarded(lambda: self._walk(b""))
+            self._walk(b"")
 
     def on_data(self, data: bytes) -> None:
         """Some of its body."""
@@ -275,14 +278,13 @@ class _Attempt:
             self._take(data if self._translate is None else self._translate(data))
         except LostError as lost:
             self.on_lost(lost)
-        except Exception:  # as in `_guarded`
-            log.exception("the attempt on backend %r failed", self._name)
-            self.on_lost(LostError("malformed"))
+        except Exception:  # as in `start`
+            self._break()
 
     def on_end(self) -> None:
         """The reply is complete."""
         if not self._is_answer:
-            self._guarded(lambda: self._walk(bytes(self._body)))
+            self._walk(bytes(self._body))
         if self._is_stream:
             self.on_lost(LostError("eof"))
         elif self._is_answer:
@@ -305,29 +307,27 @@ class _Attempt:
         """Let the flow see a reply: it asks for another, or this one is the answer."""
         try:
             request = self._flow.send(Reply(self._status, self._headers, body))
-        except StopIteration as stop:
-            self._begin(stop.value)
-        else:
             if self._exchange is not None:
                 self._exchange.close()
             self._body.clear()
             self._ask(request)
+        except StopIteration as stop:
+            self._begin(stop.value)
+        except Exception:  # as in `start`
+            self._break()
 
     def _begin(self, translate: Translate | None) -> None:
         self._is_answer = True
         streams = self._headers.get("content-type", "").startswith("text/event-stream")
-        if self._request.stream and self._status == 200 and streams:
+        if self._opened.request.stream and self._status == 200 and streams:
             self._is_stream = True
-            self._translate = translate
+            self._translate, self._splitter = translate, sse.Splitter()
             self._take = self._look_for_first
         self._driver.put(Head(self._id, self._loop.time(), self._status, self._headers))
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:  # a backend's flow may be anybody's: whatever broke, the request must go on
-            log.exception("the attempt on backend %r failed", self._name)
-            self.on_lost(LostError("malformed"))
+    def _break(self) -> None:
+        log.exception("the attempt on backend %r failed", self._opened.rung.backend.name)
+        self.on_lost(LostError("malformed"))
 
     # What becomes of the body
 
@@ -338,6 +338,7 @@ class _Attempt:
 
     def _look_for_first(self, data: bytes) -> None:
         """Read on to the first event that says something; hold all that came until then."""
+        assert self._splitter is not None  # noqa: S101 - set together with this way of taking
         self._body += data
         try:
             first = _first_said(self._splitter.feed(data))
@@ -374,6 +375,10 @@ class _Attempt:
     def _tell(self, event: First | Whole | Happening) -> None:
         if not self._is_closed:
             self._driver.put(Event(self._id, self._loop.time(), event))
+
+
+def _nowhere(_: bytes) -> None:
+    """Bytes after the end."""
 
 
 def _first_said(whole: bytes) -> First | None:

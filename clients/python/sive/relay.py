@@ -140,8 +140,12 @@ class Relay:
 
     def _done(self) -> bytes:
         # A backend that ignores `n` ends with fewer choices than were asked for.
-        self._happening = Finished(self.usage) if self._finished else FailedInBand(CUT_SHORT)
-        return DONE if self._finished else b""
+        if not self._finished:
+            self._happening = FailedInBand(CUT_SHORT)
+            return b""
+        out = self.finish()
+        self._happening = Finished(self.usage)
+        return out
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         """What becomes of a chunk."""

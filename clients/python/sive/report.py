@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from sive.calls import Call
 from sive.protocol import Json
+from sive.relay import Relay
+from sive.routes import Rung
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,28 @@ class Report:
     is_cancelled: bool = False
     is_broken_off: bool = False
     is_complete: bool = False
+
+    def fail(self, backend: str, reason: str, message: str, retry_after_s: float | None = None) -> None:
+        """A rung did not answer, or did not go on."""
+        self.failures.append(Failure(backend, reason, message, retry_after_s))
+
+    def answered_by(self, rung: Rung, now: float) -> None:
+        """Somebody speaks, or goes on."""
+        self.status = 200
+        self.backend = rung.backend.name
+        self.is_degraded = self.is_degraded or rung.is_degraded
+        if self.first_token_at is None:
+            self.first_token_at = now
+
+    def count(self, relay: Relay) -> None:
+        """What passed through a relay."""
+        self.chunks += relay.chunks
+        self.malformed += relay.malformed
+
+    def forget_open_cut(self) -> None:
+        """A cut that was being mended when the request was ended is neither mended nor not."""
+        mended = sum(outcome == "ok" for _, outcome in self.resumes)
+        del self.cuts[mended:]
 
     @property
     def failed_over(self) -> list[Failure]:

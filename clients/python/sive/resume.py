@@ -163,13 +163,23 @@ def plans(
     if not said.is_plain:
         return
     if can.none:
-        yield from (over_again(call, model, r, seed=seed, asks_ids=bool(gives_ids(r))) for r in equals)
+        yield from (
+            over_again(call, model, r, seed=seed, asks_ids=_may_ask_ids(r, gives_ids)) for r in equals
+        )
     if can.text:
         able = [r for r in rungs if r.backend.is_local or r.backend.resume == "text" or gives_ids(r)]
-        yield from (by_text(call, model, r, said, seed=seed, asks_ids=bool(gives_ids(r))) for r in able)
+        yield from (
+            by_text(call, model, r, said, seed=seed, asks_ids=_may_ask_ids(r, gives_ids)) for r in able
+        )
     if can.none:
         others = (r for r in rungs if r not in equals)
-        yield from (over_again(call, model, r, seed=seed, asks_ids=bool(gives_ids(r))) for r in others)
+        yield from (
+            over_again(call, model, r, seed=seed, asks_ids=_may_ask_ids(r, gives_ids)) for r in others
+        )
+
+
+def _may_ask_ids(rung: Rung, gives_ids: Callable[[Rung], bool | None]) -> bool:
+    return gives_ids(rung) is not False and rung.backend.known_fields is None
 
 
 def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: int | None) -> Plan:

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
+from sive.calls import Call
 from sive.protocol import DONE, Endpoint, Json, event, usage
 from sive.relay import (
-    CUT_SHORT,
     FailedInBand,
-    Finished,
     Label,
     Relay,
     merged,
 )
+from sive.resume import Plan
 from sive.stops import StopFinder
 from sive.transcript import Transcript
 
@@ -34,6 +34,17 @@ class Voice:
     finder: StopFinder | None = None
     shows_stop: bool = False
     has_role: bool = False
+
+    @classmethod
+    def of(cls, call: Call) -> "Voice":
+        """As this request wants its answer."""
+        return cls(
+            endpoint=call.endpoint,
+            wants_usage=call.wants_usage or not call.stream,
+            wants_ids=bool(call.body.get("return_token_ids")),
+            transcript=Transcript(),
+            shows_stop=bool(call.body.get("include_stop_str_in_output")),
+        )
 
 
 class Diverged(FailedInBand):
@@ -93,14 +104,6 @@ class RewritingRelay(Relay):
         choice: Json = {"index": 0, "delta": {}}
         chunk = self._rewritten({"choices": [choice]}, choice, shown, reason_)
         return event(chunk) + self.finish()
-
-    def _done(self) -> bytes:
-        if not self._finished:
-            self._happening = FailedInBand(CUT_SHORT)
-            return b""
-        out = self.finish()
-        self._happening = Finished(self.usage)
-        return out
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         finished = self._notice(chunk)
@@ -215,3 +218,29 @@ class RewritingRelay(Relay):
             return self.usage
         first = said.prompt_tokens if said.prompt_tokens is not None else max(0, prompt - before)
         return self.usage | usage(first, before + new)
+
+
+def carrying_on(plan: Plan, label: Label, voice: Voice, stops: tuple[str, ...]) -> RewritingRelay:
+    """The relay of an answer that is carried on, or whose stop strings are found here."""
+    had = voice.transcript
+    if plan.keeps_stop and stops and voice.finder is None:
+        voice.finder = StopFinder(stops)
+        voice.finder.prime(had.text)
+    match plan.level:
+        case "tokens":
+            said, swallow = had.carried_on_by_ids(), had.unsettled
+        case "text":
+            said, swallow = had.carried_on_by_text(), ""
+        case "none":
+            said, swallow = had.started_over(), had.text
+        case None:
+            said, swallow = had, ""
+    return RewritingRelay(
+        label,
+        voice,
+        said,
+        swallow=swallow,
+        before=plan.before,
+        resumes=plan.level is not None,
+        is_limited=plan.is_limited,
+    )

@@ -16,7 +16,8 @@ class Transcript:
 
     ``prompt_ids``, ``ids``: tokens of the prompt and of the answer as the backend that spoke last counted
     them. After the first ``settled`` ids the text is surely complete, and ``settled_chars`` long: later ones
-    may end in the middle of a character. ``spent``: tokens of ``text`` from before that backend's prompt began to contain them.
+    may end in the middle of a character. ``spent``: tokens of ``text`` from before that backend's prompt
+    began to contain them.
     ``has_all_ids``: no piece of text came without its ids. ``holds_back``: text may be missing whose ids are
     there. ``is_plain``: nothing but text was said.
     """
@@ -85,7 +86,7 @@ class Transcript:
 
     def started_over(self) -> "Transcript":
         """What a backend goes on from that is given nothing: only who the caller thinks is speaking."""
-        return Transcript(self.id, self.created, self.object, self.model)
+        return Transcript(self.id, self.created, self.object, self.model, prompt_tokens=self.prompt_tokens)
 
     @property
     def can_go_on_by_ids(self) -> bool:

@@ -1,0 +1,184 @@
+"""The hot paths over raw sockets, and answers that pass through whole: what the short ways must not lose."""
+
+import json
+import socket
+
+import httpx2
+import pytest
+
+from tests.conftest import Serve, until
+from tests.lab import upstream
+from tests.lab.upstream import Manner, Upstream
+from tests.test_gateway import HI, LOCAL_LAST, ask, routed
+
+BODY = json.dumps({"model": "m", "messages": HI}).encode()
+
+
+def unguarded(*hosts: Upstream, last: str = "", more: str = "") -> str:
+    """A model whose answers pass through whole."""
+    return routed(*hosts, last=last, more=more) + "guard_json = false\n"
+
+
+def post(body: bytes = BODY, *lines: str, version: str = "1.1", path: str = "/v1/chat/completions") -> bytes:
+    """A request as bytes."""
+    head = [f"POST {path} HTTP/{version}", "host: x", f"content-length: {len(body)}", *lines]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def talk(port: int, *sent: bytes, until_has: bytes) -> bytes:
+    """Send, and read until something was seen or the server closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as caller:
+        for piece in sent:
+            caller.sendall(piece)
+        got = b""
+        while until_has not in got and (part := caller.recv(2**16)):
+            got += part
+        return got
+
+
+def test_a_good_answer_passes_through_whole(serve: Serve) -> None:
+    """Under the served name, with who spoke and its usage counted; asked for as it was, in one piece."""
+    with Upstream(upstream.answers("Deus ", "sive")) as host:
+        served = serve(unguarded(host))
+        answer = ask(served)
+        assert answer.json()["choices"][0]["message"]["content"] == "Deus sive"
+        assert answer.json()["model"] == "m"
+        assert answer.json()["sive"] == {
+            "backend": "b0",
+            "degraded": False,
+            "resumed": False,
+            "truncated": False,
+            "dropped": [],
+        }
+        assert answer.headers["x-sive-attempts"] == "1"
+        assert answer.headers["x-sive-backend"] == "b0"
+        assert "stream" not in host.seen[0].body
+        metrics = served.get("/metrics").text
+        until(lambda: " m b0 200 " in served.output.read_text(), what="the line of the request")
+    assert 'sive_requests_total{backend="b0",model="m",status="200"} 1.0' in metrics
+    assert 'sive_tokens_total{backend="b0",kind="completion",model="m"} 2.0' in metrics
+    assert "sive_requests_in_flight 0.0" in metrics
+
+
+EMPTY = {"id": "x", "model": "m0", "choices": []}
+
+
+@pytest.mark.parametrize(
+    ("manner", "reason"),
+    [
+        (upstream.resets, "reset"),
+        (upstream.says(503), "http_503"),
+        (upstream.html(502), "http_502"),
+        (upstream.says(200, EMPTY), "malformed"),
+        (upstream.stays_silent, "silent"),
+    ],
+)
+def test_what_is_no_good_answer_is_the_chains(manner: Manner, reason: str, serve: Serve) -> None:
+    """The next rung answers, and the failure is counted once; the first is not asked again for it."""
+    with Upstream(manner) as first, Upstream(upstream.answers("Bonjour")) as second:
+        served = serve(unguarded(first, second, more="[gateway]\nwhole_s = 0.5\n"))
+        answer = ask(served)
+        assert answer.json()["choices"][0]["message"]["content"] == "Bonjour"
+        assert answer.headers["x-sive-backend"] == "b1"
+        assert int(answer.headers["x-sive-attempts"]) == 1 + len(first.seen)
+        metrics = served.get("/metrics").text
+    assert f'sive_failovers_total{{backend="b0",reason="{reason}"}}' in metrics
+    assert "sive_requests_in_flight 0.0" in metrics
+
+
+def test_the_callers_own_error_passes_through(serve: Serve) -> None:
+    """A 400 of the backend's is the answer, and nobody else is asked."""
+    wrong = {"error": {"message": "no such field", "type": "invalid_request_error", "code": None}}
+    with Upstream(upstream.says(400, wrong)) as host:
+        served = serve(unguarded(host, last=LOCAL_LAST))
+        answer = ask(served)
+        assert answer.status_code == 400
+        assert answer.json() == wrong
+        assert len(host.seen) == 1
+
+
+def test_a_caller_who_leaves_stops_the_backend_of_a_whole_answer(serve: Serve) -> None:
+    """The upstream connection closes, and the request is counted as left."""
+    with Upstream(upstream.stays_silent) as host:
+        served = serve(unguarded(host))
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{served.url}/v1/chat/completions", json={"model": "m", "messages": HI}, timeout=0.3)
+        until(lambda: host.seen[0].left_at, what="the upstream connection closed")
+        until(lambda: 'model="m",status="499"} 1.0' in served.get("/metrics").text)
+
+
+def test_a_whole_answer_can_be_cancelled(serve: Serve) -> None:
+    """Its caller is told, and the backend's connection closes."""
+    with Upstream(upstream.stays_silent) as host:
+        served = serve(unguarded(host))
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as caller:
+            caller.sendall(post(BODY, "x-request-id: one"))
+            until(lambda: host.seen, what="the request")
+            told = httpx2.post(f"{served.url}/v1/requests/one/cancel", timeout=10)
+            assert told.json()["cancelled"] == 1
+            assert b"request_cancelled" in caller.recv(2**16)
+        until(lambda: host.seen[0].left_at, what="the upstream connection closed")
+
+
+def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    """Hot and other pages mixed, many at once, refused ones among them."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host))
+        page = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+        last = post(BODY, "x-request-id: last")
+        sent = post(BODY, "x-request-id: first") + page + post(b"{}") * 300 + page + last
+        got = talk(served.port, sent, until_has=b"x-request-id: last")
+        order = [
+            got.index(mark) for mark in (b"x-request-id: first", b'"object":"list"', b"x-request-id: last")
+        ]
+        assert order == sorted(order)
+        assert got.count(b"HTTP/1.1 400") == 300
+        assert got.count(b"HTTP/1.1 200") == 4
+
+
+def test_a_body_may_come_in_pieces(serve: Serve) -> None:
+    """Chunked, cut anywhere, and only after a 100 where the caller waits for one."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host))
+        head = b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        pieces = [b"%x\r\n%b\r\n" % (1, BODY[at : at + 1]) for at in range(len(BODY))]
+        assert b'"ok"' in talk(served.port, head, *pieces, b"0\r\n\r\n", until_has=b'"ok"')
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as caller:
+            whole = post(BODY, "Expect: 100-continue")
+            caller.sendall(whole[: -len(BODY)])
+            assert caller.recv(2**16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            caller.sendall(BODY)
+            assert caller.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+def test_who_does_not_keep_alive_is_let_go(serve: Serve) -> None:
+    """HTTP/1.0 and ``connection: close``: answered, told so, and closed."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host))
+        for request in (post(version="1.0"), post(BODY, "Connection: close")):
+            got = talk(served.port, request, until_has=b"nothing has this")
+            assert b"connection: close" in got
+            assert b'"ok"' in got
+
+
+def test_an_oversized_body_is_refused_at_its_turn(serve: Serve) -> None:
+    """By its declared length, before it is sent, and without a 100."""
+    served = serve("[gateway]\nmax_body_bytes = 100\n")
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 101\r\n\r\n"
+    assert talk(served.port, head, until_has=b"request_too_large").startswith(b"HTTP/1.1 413")
+    got = talk(served.port, post(b"x" * 101), until_has=b"request_too_large")
+    assert b"connection: close" in got
+
+
+def test_a_page_that_is_named_may_read_answers(serve: Serve) -> None:
+    """CORS headers on answers and errors of the hot paths, for the configured origin alone."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host, more='[gateway]\ncors_origins = ["https://page.example"]\n'))
+        url = f"{served.url}/v1/chat/completions"
+        for body, status in ({"model": "m", "messages": HI}, 200), ({}, 400):
+            answer = httpx2.post(url, json=body, headers={"origin": "https://page.example"})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://page.example"
+            assert "x-sive-backend" in answer.headers["access-control-expose-headers"]
+        answer = httpx2.post(url, json={}, headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in answer.headers

@@ -77,8 +77,8 @@ class Crowd:
             self.wrong += [f"{key(body)}: {what}" for what in wrong]
 
 
-def run(stage: Stage, seconds: float, *, returns: bool = True) -> None:
-    """Let the crowd ask for so long while the engines die in turn.
+def run(stage: Stage, seconds: float, *, returns: bool = True) -> list[str]:
+    """Let the crowd ask for so long while the engines die in turn; what went wrong.
 
     ``returns`` False: only one dies, and nobody waits for its return.
     """
@@ -101,7 +101,7 @@ def run(stage: Stage, seconds: float, *, returns: bool = True) -> None:
     if returns is False and counted != crowd.answered:
         wrong.append(f"{counted} requests counted, {crowd.answered} made")
     measured = f"{deaths} deaths, {crowd.answered} answers, {crowd.resumed} resumed, {len(wrong)} wrong"
-    stage.card.result(f"{CALLERS} callers", measured, wrong)
+    return stage.card.result(f"{CALLERS} callers", measured, wrong)
 
 
 def _kill_in_turn(stage: Stage, crowd: Crowd, seconds: float, *, returns: bool) -> int:

@@ -10,6 +10,7 @@ from tests.conftest import Served, launch, until
 from tests.lab.answers import Answer, Json, ask
 from tests.lab.engines import VOICES, Pod, Rung, counters, gateway_config, running_pods, total
 
+SHOWN = 10
 USED_AGAIN_S = 10.0  # the longest a healthy primary may stay unused
 SHORT = {"first_token_s": 2, "stall_s": 1.5}
 BACKENDS = ("pod-a", "pod-b")
@@ -27,18 +28,19 @@ class Scorecard:
         """Show progress."""
         print(f"{time.monotonic() - self.started:7.1f} s  {text}", flush=True)
 
-    def result(self, name: str, measured: str, wrong: list[str]) -> None:
-        """Note one line of the scorecard."""
+    def result(self, name: str, measured: str, wrong: list[str]) -> list[str]:
+        """Note one line of the scorecard; what is wrong with it."""
         line = f"{'FAIL' if wrong else 'ok  '}  {name:<22} {measured}"
         self.results.append(line)
         self.deviations += [f"{name}: {what}" for what in wrong]
         self.say(line)
-        for what in wrong:
+        for what in wrong[:SHOWN]:
             self.say(f"      {what}")
+        return wrong
 
     def print(self) -> None:
         """Show all of it once more."""
-        print("\n".join(["", *self.results, "", *self.deviations[:40]]))
+        print("\n".join(["", *self.results, "", *self.deviations[: 4 * SHOWN]]))
         print(f"{len(self.deviations)} deviations in {time.monotonic() - self.started:.0f} s")
 
 
@@ -86,7 +88,11 @@ def request(voice: str, *, max_tokens: int, stream: bool = True, ignore_eos: boo
     """A greedy request for exactly so many tokens (fewer where its own end counts)."""
     body: Json = {
         "model": voice,
-        "messages": [{"role": "user", "content": "Qu'est-ce que la beauté ?"}],
+        # An empty system message keeps away the one that a pod's packaged models have.
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": "Qu'est-ce que la beauté ?"},
+        ],
         "temperature": 0,
         "max_tokens": max_tokens,
         "ignore_eos": ignore_eos,

@@ -19,8 +19,8 @@ from tests.conftest import until
 from tests.lab.answers import Answer, ask
 from tests.lab.engines import VOICES
 
-TOKENS = 400
-FIRST, LAST = 5, 280  # positions lie between; the rest must still run when the signal acts
+TOKENS = 450
+FIRST, LAST = 5, 180  # positions lie between; the rest must still run when the signal acts
 FROZEN_S = 15.0  # the longest a frozen primary may stay in rotation, with default clocks
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 
@@ -76,8 +76,8 @@ def oracle(stage: Stage) -> dict[str, Answer]:
     return uncut
 
 
-def strike(stage: Stage, blow: Strike, count: int, uncut: dict[str, Answer]) -> None:
-    """Strike once, compare every caller's answer, and see the primary return."""
+def strike(stage: Stage, blow: Strike, count: int, uncut: dict[str, Answer]) -> list[str]:
+    """Strike once, compare every caller's answer, and see the primary return; what went wrong."""
     pod = stage.pods["pod-a"]
     pod.wait_ready()
     stage.wait_used("pod-a", stage.short)
@@ -100,7 +100,7 @@ def strike(stage: Stage, blow: Strike, count: int, uncut: dict[str, Answer]) -> 
     gap_s = max(answer.longest_gap_s for answer in answers)
     resumed = sum(answer.is_resumed for answer in answers)
     measured = f"at {at}: {resumed} resumed, gap {gap_s:.2f} s, used again after {used_s:.1f} s"
-    stage.card.result(blow.name, "; ".join([measured, *notes]), wrong)
+    return stage.card.result(blow.name, "; ".join([measured, *notes]), wrong)
 
 
 def _start(stage: Stage, pool: ThreadPoolExecutor, wanted: Sequence[int]) -> Streams:

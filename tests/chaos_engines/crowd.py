@@ -7,10 +7,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import httpx2
-
-from tests.chaos_engines.stage import BACKENDS, Stage, books, differences, request
-from tests.conftest import until
+from tests.chaos_engines.stage import BACKENDS, Stage, books, caller, differences, request
+from tests.conftest import Served, until
 from tests.lab.answers import Answer, Json, ask
 from tests.lab.engines import VICTIMS, VOICES, counters, total
 
@@ -36,7 +34,7 @@ def bodies() -> list[Json]:
 class Crowd:
     """The callers, until ``stop``; what they got is compared at once."""
 
-    url: str
+    gateway: Served
     uncut: dict[tuple[str, int, bool], Answer]
     answered: int = 0
     resumed: int = 0
@@ -52,6 +50,10 @@ class Crowd:
             self._threads.append(thread)
             thread.start()
 
+    def run_out(self, at: float) -> None:
+        """Let them ask until then."""
+        self._over.wait(max(0.0, at - time.monotonic()))
+
     def stop(self) -> None:
         """Let everybody finish what was begun."""
         self._over.set()
@@ -66,11 +68,8 @@ class Crowd:
             self._judge(body)
 
     def _judge(self, body: Json) -> None:
-        try:
-            got = ask(self.url, "/chat/completions", body, timeout=130)
-            wrong = differences(got, self.uncut[key(body)], stream=body["stream"])
-        except httpx2.HTTPError as exc:
-            got, wrong = Answer(), [repr(exc)]
+        got = caller(self.gateway, body)
+        wrong = differences(got, self.uncut[key(body)], stream=body["stream"])
         with self._lock:
             self.answered += 1
             self.resumed += got.is_resumed
@@ -86,9 +85,9 @@ def run(stage: Stage, seconds: float, *, returns: bool = True) -> list[str]:
         pod.wait_ready()
     stage.wait_used("pod-a", stage.default)
     asked = total(counters(stage.default), "sive_requests_total")
-    url = f"{stage.pods['pod-b'].engine_url}"
+    url = stage.pods["pod-b"].engine_url
     uncut = {key(body): ask(url, "/chat/completions", body) for body in bodies()}
-    crowd = Crowd(f"{stage.default.url}/v1", uncut)
+    crowd = Crowd(stage.default, uncut)
     crowd.start()
     try:
         deaths = _kill_in_turn(stage, crowd, seconds, returns=returns)
@@ -98,7 +97,7 @@ def run(stage: Stage, seconds: float, *, returns: bool = True) -> list[str]:
     wrong = [*crowd.wrong, *books(stage.default)]
     if not crowd.resumed:
         wrong.append("no answer was struck at all: the trial proves nothing")
-    if returns is False and counted != crowd.answered:
+    if counted != crowd.answered:
         wrong.append(f"{counted} requests counted, {crowd.answered} made")
     measured = f"{deaths} deaths, {crowd.answered} answers, {crowd.resumed} resumed, {len(wrong)} wrong"
     return stage.card.result(f"{CALLERS} callers", measured, wrong)
@@ -121,7 +120,5 @@ def _kill_in_turn(stage: Stage, crowd: Crowd, seconds: float, *, returns: bool) 
             stage.wait_rested(backend, stage.default)
         if not returns or time.monotonic() >= until_at:
             break
-    left_s = until_at - time.monotonic()
-    crowd_over = threading.Event()
-    crowd_over.wait(max(0.0, left_s))
+    crowd.run_out(until_at)
     return deaths

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
+
 from tests.conftest import Served, launch, until
 from tests.lab.answers import Answer, Json, ask
 from tests.lab.engines import VOICES, Pod, Rung, counters, gateway_config, running_pods, total
 
 SHOWN = 10
 USED_AGAIN_S = 10.0  # the longest a healthy primary may stay unused
+CALLER_S = 130  # a little more than the gateway's deadline_s
 SHORT = {"first_token_s": 2, "stall_s": 1.5}
 BACKENDS = ("pod-a", "pod-b")
 
@@ -56,7 +59,7 @@ class Stage:
     def speaker(self, gateway: Served, voice: str) -> str:
         """Ask for one token: which backend gives it."""
         body = request(voice, max_tokens=1, stream=False)
-        return (ask(f"{gateway.url}/v1", "/chat/completions", body).backends or ["nobody"])[-1]
+        return (caller(gateway, body).backends or ["nobody"])[-1]
 
     def wait_used(self, backend: str, gateway: Served) -> float:
         """Wait until every voice is spoken by ``backend`` again; the seconds it took."""
@@ -99,6 +102,16 @@ def request(voice: str, *, max_tokens: int, stream: bool = True, ignore_eos: boo
         "stream": stream,
     }
     return {**body, "stream_options": {"include_usage": True}} if stream else body
+
+
+def caller(gateway: Served, body: Json, into: Answer | None = None) -> Answer:
+    """Ask a gateway; a broken connection is an answer with an error."""
+    answer = into or Answer()
+    try:
+        return ask(f"{gateway.url}/v1", "/chat/completions", body, timeout=CALLER_S, into=answer)
+    except httpx2.HTTPError as exc:
+        answer.error = {"message": repr(exc)}
+        return answer
 
 
 def open_breakers(gateway: Served, backend: str) -> float:

@@ -11,6 +11,7 @@ import psutil
 from tests.chaos_engines.stage import (
     USED_AGAIN_S,
     Stage,
+    caller,
     differences,
     open_breakers,
     request,
@@ -111,8 +112,7 @@ def _start(stage: Stage, pool: ThreadPoolExecutor, wanted: Sequence[int]) -> Str
         until(lambda behind=behind: behind <= max(streams.positions, default=0), 60, "the streams running")
         answer, body = Answer(), request(voice, max_tokens=TOKENS)
         streams.answers.append(answer)
-        url = f"{stage.short.url}/v1"
-        streams.running.append(pool.submit(ask, url, "/chat/completions", body, into=answer))
+        streams.running.append(pool.submit(caller, stage.short, body, answer))
     until(lambda: streams.positions[0] >= wanted[0] and min(streams.positions) > 0, 60, "the positions")
     return streams
 

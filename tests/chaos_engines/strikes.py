@@ -4,10 +4,11 @@ What vLLM 0.32 itself does to a running stream (tried without a sive, `shutdown-
 
 - KILL api: EOF in the middle of the transfer. KILL core or worker, TERM worker: an error event and then
   `[DONE]`, at once or within 2 s; callers without a stream get a 500.
-- TERM api: what runs goes on for 5 s. Then no token comes any more, but the connection stays open and `/health`
-  says 200 for as long as a caller stays: no `abort`, only silence. TERM core: the same answers, dead after 13 s.
-- STOP core or worker: silence, `/health` says 200. STOP api: nothing is accepted; continued, it sends what the
-  engine made meanwhile as one event of hundreds of token ids.
+- TERM api: what runs goes on for 5 s. Then no token comes any more, but the connection stays open, and
+  `/health` says 200, for as long as a caller stays: no `abort`, only silence. TERM core: the same answers,
+  dead after 13 s.
+- STOP core or worker: silence, `/health` says 200. STOP api: nothing is accepted; continued, it sends what
+  the engine made meanwhile as one event of hundreds of token ids.
 """
 
 import signal

@@ -6,6 +6,7 @@ from itertools import cycle
 from typing import Any, Literal
 
 from sive.backends import Request
+
 from tests.chain_play import DONE, Json, Play, event
 
 PROMPT = [11, 12, 13, 14, 15]

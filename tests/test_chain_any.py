@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sive.calls import Call
 from sive.protocol import loads
-from sive.routes import Rung
 
 from tests.chain_play import DONE, Json, Play, call, payloads, rung
-from tests.chain_sim import FINE, Fate, Host, Line, Stage, choice_of
+from tests.chain_sim import Fate, Host, Line, Stage, choice_of
 
 TEXTS = st.text(alphabet="ab .é—🙂", min_size=1, max_size=40)
 STOPS = st.lists(st.text(alphabet="ab .é—", min_size=1, max_size=4), max_size=2)

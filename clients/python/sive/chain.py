@@ -68,12 +68,12 @@ class _CancelledError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How an answer broke off, and what of it there was."""
+    """How an answer broke off, and, if that can be carried on, what of it there was."""
 
     rung: Rung
     reason: str
     message: str
-    relay: Relay
+    relay: Relay | None
 
 
 class Chain:
@@ -332,10 +332,7 @@ class Chain:
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
             self._attempts.drop(attempt, relay=relay)
-        if isinstance(cut, _Cut):
-            return cut
-        self._finish(attempt.rung, cut, relay.usage)
-        return None
+        return cut if isinstance(cut, _Cut) else self._finish(attempt.rung, cut, relay.usage)
 
     def _begin(self, attempt: Attempt) -> Relay:
         assert attempt.head is not None  # noqa: S101 - it has its first token
@@ -394,22 +391,21 @@ class Chain:
                 case _:
                     pass
 
-    def _finish(self, rung: Rung, rest: bytes, usage: Json | None) -> None:
+    def _finish(self, rung: Rung, rest: bytes, usage: Json | None) -> _Cut | None:
+        """Say the end; an answer that cannot be put together broke off, in a way."""
         try:
             self._do += self._face.end(rest, self._words.headers(rung))
         except ValueError as exc:
-            self.report.fail(rung.backend.name, "malformed", f"an answer that cannot be read: {exc}")
-            self.report.is_broken_off = True
-            self._say(rung, words.broken_off(rung, "an answer that cannot be read"))
-            return
+            return _Cut(rung, "malformed", f"an answer that cannot be read: {exc}", None)
         self._complete(usage)
+        return None
 
     # Carrying on, when it broke off
 
     def _carry_on(self, cut: _Cut) -> Asking:
         """Ask whoever can go on with an answer; when nobody can, the caller is told."""
         self._note(cut)
-        said = cut.relay.transcript()
+        said = cut.relay.transcript() if cut.relay is not None else None
         if said is not None:
             self._voice.transcript = said
             self._voice.has_role = True
@@ -464,7 +460,9 @@ class Chain:
         winner = yield from self._ask_in_turn(self._candidates.in_turn())
         if winner is not None or self.report.is_complete:
             self.report.resumes.append(("restart", "ok"))
-        elif not self._is_over:
+        elif self._is_over:  # with somebody's error
+            self.report.is_broken_off = True
+        else:
             self._break_off(cut)
         return winner
 

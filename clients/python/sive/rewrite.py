@@ -59,8 +59,8 @@ class RewritingRelay(Relay):
     """Writes each chunk anew, as the caller's one stream: one id, one role, one usage, one finish_reason.
 
     ``said``: what this backend goes on from, and adds to. ``swallow``: text that is expected first and not
-    shown again, because the caller has it. ``before``: tokens of the answer that are part of this backend's
-    prompt. ``is_limited``: it stops at a limit that the caller did not set.
+    shown again, because the caller has it; so are ``swallow_ids`` token ids. ``before``: tokens of the answer
+    that are part of this backend's prompt. ``is_limited``: it stops at a limit that the caller did not set.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class RewritingRelay(Relay):
         said: Transcript,
         *,
         swallow: str = "",
+        swallow_ids: int = 0,
         before: int = 0,
         resumes: bool = False,
         is_limited: bool = False,
@@ -78,10 +79,12 @@ class RewritingRelay(Relay):
         self._voice = voice
         self._transcript = said
         self._swallow = swallow
+        self._swallow_ids = swallow_ids
         self._before = before
         self._resumes = resumes
         self._is_limited = is_limited
         self._first = True
+        self._is_told = False
 
     def transcript(self) -> Transcript:
         """What the caller has: until all of it has come again, what it had before."""
@@ -92,7 +95,10 @@ class RewritingRelay(Relay):
         return self._transcript
 
     def finish(self) -> bytes:
-        """The usage, when it was asked for, and the end mark."""
+        """The usage, when it was asked for, and the end mark; once."""
+        if self._is_told:
+            return b""
+        self._is_told = True
         self.usage = self._counted()
         if self.usage is None or not self._wants_usage:
             return DONE
@@ -168,8 +174,7 @@ class RewritingRelay(Relay):
 
     def _rewritten(self, chunk: Json, choice: Json, shown: str, reason: str | None) -> Json:
         choice = {key: value for key, value in choice.items() if key not in ("text", "delta")}
-        if not self._voice.wants_ids:
-            choice.pop("token_ids", None)
+        self._show_ids(choice)
         if not self._voice.wants_ids or self._resumes:
             choice.pop("prompt_token_ids", None)
         said = self._delta(chunk, shown) if self._voice.endpoint == "chat/completions" else {"text": shown}
@@ -179,6 +184,15 @@ class RewritingRelay(Relay):
         if not self._voice.wants_ids or self._resumes:
             rewritten.pop("prompt_token_ids", None)
         return self._labelled(rewritten, is_last=reason is not None)
+
+    def _show_ids(self, choice: Json) -> None:
+        """To who asked for them, but for those that they have."""
+        ids = choice.pop("token_ids", None)
+        if not self._voice.wants_ids or not isinstance(ids, list):
+            return
+        known = min(len(ids), self._swallow_ids)
+        self._swallow_ids -= known
+        choice["token_ids"] = ids[known:]
 
     def _delta(self, chunk: Json, shown: str) -> Json:
         delta = dict(chunk["choices"][0].get("delta") or {})
@@ -226,13 +240,16 @@ def carrying_on(plan: Plan, label: Label, voice: Voice, stops: tuple[str, ...]) 
     if plan.keeps_stop and stops and voice.finder is None:
         voice.finder = StopFinder(stops)
         voice.finder.prime(had.text)
+    swallow_ids = 0
     match plan.level:
         case "tokens":
             said, swallow = had.carried_on_by_ids(), had.unsettled
+            swallow_ids = len(had.ids) - had.settled
         case "text":
             said, swallow = had.carried_on_by_text(), ""
         case "none":
             said, swallow = had.started_over(), had.text
+            swallow_ids = len(had.ids)
         case None:
             said, swallow = had, ""
     return RewritingRelay(
@@ -240,6 +257,7 @@ def carrying_on(plan: Plan, label: Label, voice: Voice, stops: tuple[str, ...]) 
         voice,
         said,
         swallow=swallow,
+        swallow_ids=swallow_ids,
         before=plan.before,
         resumes=plan.level is not None,
         is_limited=plan.is_limited,

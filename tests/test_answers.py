@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sive import sse
 from sive.answers import PORTION_BYTES, Answer
 from sive.protocol import Endpoint
 
@@ -165,3 +166,19 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+@given(ENDPOINTS, st.lists(VALUES, max_size=3))
+def test_chunks_of_another_shape_are_a_value_error(endpoint: Endpoint, odd: list[Any]) -> None:
+    """Nothing else ever comes out of it, whatever a backend writes."""
+    first = (
+        {"index": 0, "delta": {"content": "a"}}
+        if endpoint == "chat/completions"
+        else {"index": 0, "text": "a"}
+    )
+    try:
+        whole = put_together(endpoint, [{"choices": [first]}, {"choices": odd}])
+    except ValueError:
+        return
+    assert whole["choices"]
+    assert sse.read(event(whole)) is not None

@@ -61,6 +61,28 @@ def test_one_that_fails_leaves_the_other() -> None:
     assert hedged.adds_up()
 
 
+def test_when_both_fail_it_is_the_next_rungs_turn() -> None:
+    """The hedge has had its try: a 503 hands over."""
+    hedged = play(rung("a"), rung("b"), rung("c"))
+    hedged.passes(SLOW_S)
+    hedged.replies(1, 503)
+    hedged.replies(2, 503)
+    assert hedged.opened == ["a", "b", "c"]
+    assert hedged.adds_up() is False  # the third still runs
+    hedged.leaves()
+    assert hedged.adds_up()
+
+
+def test_a_refused_hedge_is_not_the_firsts_retry() -> None:
+    """A first rung that handed over is not asked again because the hedge was refused."""
+    hedged = play(rung("a"), rung("b"), rung("c"))
+    hedged.passes(SLOW_S)
+    hedged.replies(1, 401)
+    hedged.loses(2, "refused")
+    hedged.passes(1)
+    assert hedged.opened.count("a") == 1
+
+
 def test_both_silent_are_both_left() -> None:
     """Each has its own patience."""
     hedged = play(rung("a"), rung("b"), cpu())

@@ -95,6 +95,18 @@ def test_ids_of_a_torn_character_are_not_carried_on() -> None:
     assert play.asked.body["prompt"] == [5, 6, 7, 1, 2]
 
 
+def test_a_sign_at_the_end_is_said_again() -> None:
+    """Its token may hold part of the next character; behind that an engine would give the prompt back."""
+    play = begun(*twins("a", "b"))
+    play.reads(1, [chunk(" ", ids=[31])])
+    play.loses(1)
+    assert play.asked.body["prompt"] == [5, 6, 7, 1, 2]
+    play.streams(
+        2, completion(" ", ids=[31]), completion("—", ids=[32]), completion(finish="stop", ids=[9]), DONE
+    )
+    assert text_of(play.heard) == "ab —"
+
+
 def test_a_chat_without_a_limit_is_not_given_the_limit_of_a_completion() -> None:
     """Null would mean 16 tokens to vLLM: it is given what its context has room for."""
     play = begun(*twins("a", "b", context_tokens=100))
@@ -212,6 +224,23 @@ def test_what_started_over_is_shown_from_where_the_caller_is() -> None:
     assert text_of(play.heard) == "abcd"
     assert sum(b'"role"' in one for one in play.heard.split(b"\n\n")) == 1
     assert play.chain.report.resumes == [("none", "ok")]
+
+
+@pytest.mark.parametrize("other", [[chunk("ax")], [chunk("a"), chunk(finish="stop")]])
+def test_what_began_another_answer_is_not_shown(other: list[bytes]) -> None:
+    """Another text, or a shorter one: nothing of it is heard, and it mended nothing."""
+    play = Play(*(rung(name, weights="w", resume="none") for name in ("a", "b")), asked=greedy())
+    play.streams(1, role(), chunk("a"), chunk("b"))
+    play.loses(1)
+    play.streams(2, role(), *other, DONE)
+    assert play.opened == ["a", "b", "a"]
+    play.replies(3, 401)
+    while not play.is_over:
+        play.replies(len(play.opens), 401)
+    assert text_of(play.heard) == "ab"
+    assert play.error["code"] == "stream_interrupted"
+    assert ("none", "ok") not in play.chain.report.resumes
+    assert play.adds_up()
 
 
 def test_a_sampled_answer_is_not_begun_again() -> None:

@@ -86,6 +86,11 @@ def test_several_prompts_cannot_be_carried_on() -> None:
     assert ability(call("completions", prompt=[1, 2])) == Ability(tokens=True, text=False, none=False)
 
 
+def test_asked_for_log_probabilities_of_nothing_but_the_token_it_is_no_plain_text() -> None:
+    """``logprobs: 0`` of a completion gives each token's own: they would be missing behind the cut."""
+    assert ability(call("completions", logprobs=0)) == NOT_AT_ALL
+
+
 def test_a_stop_that_may_not_come_yet_is_left_to_the_engine() -> None:
     """With min_tokens only it knows from when on a stop string counts."""
     assert not ability(call(stop=["x"], min_tokens=5)).tokens

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sive.protocol import Endpoint
 from sive.relay import FailedInBand, Finished, Finishing, Label
-from sive.rewrite import RewritingRelay, Voice
+from sive.rewrite import Diverged, RewritingRelay, Voice
 from sive.stops import StopFinder
 from sive.transcript import Transcript
 
@@ -132,6 +132,25 @@ def test_any_split_gives_the_same_and_ends_at_the_stop(
     assert reason == ("stop" if found else "length")
     assert isinstance(happened[-1], Finished)
     assert out.endswith(DONE)
+
+
+@given(WORDS, st.integers(0, 12), st.integers(0, 12), st.sampled_from(["", "X"]))
+def test_what_is_said_again_is_swallowed_exactly(
+    words: list[str], known: int, wrong: int, ending: str
+) -> None:
+    """The caller hears only the rest; a text that is another, or ends sooner, is not heard at all."""
+    text = "".join(words)
+    has, other = text[:known], text[:wrong] + ending
+    relay = resumed(voice(), Transcript("up", 7), swallow=has)
+    out, _ = fed(relay, *(chunk(word) for word in words if word), chunk(finish="stop") + DONE)
+    assert text_of(out) == text[known:]
+    relay = resumed(voice(), Transcript("up", 7), swallow=has)
+    out, happened = fed(relay, *map(chunk, other), chunk(finish="stop") + DONE)
+    if len(other) < len(has) or other[: len(has)] != has:
+        assert text_of(out) == ""
+        assert isinstance(happened[-1], Diverged)
+        assert DONE not in out
+        assert not relay.is_finished
 
 
 def test_until_all_has_come_again_nothing_is_new() -> None:

@@ -47,9 +47,6 @@ def _span(one: int) -> tuple[int, int]:
 class Host:
     """Says ``text``, always the same. Tokens of ``sizes`` bytes, in turn, ``step`` of them in a chunk.
 
-    As in byte-level BPE a token may hold a space or a sign and the beginning of the next character, but not
-    a letter and half a character.
-
     ``gives_ids``: it knows ``return_token_ids``. ``continues``: it knows a prefilled answer.
     ``prefilled``: what it says when the prefilled answer begins so.
     """
@@ -138,18 +135,11 @@ class Host:
         for size in cycle(self.sizes):
             if at >= whole:
                 return [*ids, END]
-            end = self._end_of_token(at, min(at + size, whole))
+            end = min(at + size, whole)
             if end > start:
                 ids.append(self._token(max(at, start), end))
             at = end
         raise AssertionError
-
-    def _end_of_token(self, at: int, end: int) -> int:
-        part = self.text.encode()[at:end]
-        torn = len(part) - len(part.decode("utf-8", "ignore").encode())
-        starts = part[:1] < b"\x80" or part[:1] >= b"\xc0"
-        is_joined = starts and 0 < torn < len(part) and part.decode("utf-8", "ignore")[-1].isalnum()
-        return end - torn if is_joined else end
 
     def _token(self, start: int, end: int) -> int:
         return self._base + 1000 * start + end
@@ -171,6 +161,8 @@ class _Text:
     def feed(self, raw: bytes, *, is_last: bool) -> tuple[str, str | None]:
         self.raw += raw
         said = self.raw.decode("utf-8", "ignore")
+        if len(said.encode()) < len(self.raw) and not is_last:
+            return "", None  # a token that ends inside a character gives no text at all
         text = self.before + said if said else ""  # vLLM's own slip: the prompt comes back
         ends = [(text.find(stop) + len(stop), stop) for stop in self.stops if stop in text]
         if ends:

@@ -95,18 +95,6 @@ def test_ids_of_a_torn_character_are_not_carried_on() -> None:
     assert play.asked.body["prompt"] == [5, 6, 7, 1, 2]
 
 
-def test_a_sign_at_the_end_is_said_again() -> None:
-    """Its token may hold part of the next character; behind that an engine would give the prompt back."""
-    play = begun(*twins("a", "b"))
-    play.reads(1, [chunk(" ", ids=[31])])
-    play.loses(1)
-    assert play.asked.body["prompt"] == [5, 6, 7, 1, 2]
-    play.streams(
-        2, completion(" ", ids=[31]), completion("—", ids=[32]), completion(finish="stop", ids=[9]), DONE
-    )
-    assert text_of(play.heard) == "ab —"
-
-
 def test_a_chat_without_a_limit_is_not_given_the_limit_of_a_completion() -> None:
     """Null would mean 16 tokens to vLLM: it is given what its context has room for."""
     play = begun(*twins("a", "b", context_tokens=100))

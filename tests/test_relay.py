@@ -291,14 +291,28 @@ def test_a_long_answer_is_kept_small() -> None:
     assert (said.text, said.ids) == ("x" * count, list(range(count)))
 
 
-def test_an_event_that_was_lost_is_not_guessed() -> None:
-    """Where one could not be read its ids are missing: not by ids, then."""
-    for broken in (b"data: {broken\n\n", b'data: {"choices":[{"delta":{"content":}}]}\n\n'):
-        fed = relay(strips_ids=True, keeps=True)
-        run(fed, [first_with_prompt([7]), with_ids(1, "a"), broken, with_ids(2, "b")])
-        said = fed.transcript()
-        assert said is not None
-        assert not said.can_go_on_by_ids
+def test_an_event_that_cannot_be_read_is_a_cut_where_the_answer_can_go_on() -> None:
+    """By ids it goes on from before that event: leaving it out would leave a hole."""
+    fed = relay(strips_ids=True, keeps=True)
+    out, happened = run(
+        fed, [first_with_prompt([7]), with_ids(1, "a"), b"data: {broken\n\n", with_ids(2, "b")]
+    )
+    assert isinstance(happened[-1], FailedInBand)
+    assert text(out) == "a"
+    said = fed.transcript()
+    assert said is not None
+    assert (said.ids, said.can_go_on_by_ids, fed.malformed) == ([1], True, 1)
+
+
+def test_an_event_that_cannot_be_read_is_left_out_where_it_cannot() -> None:
+    """Without ids it is skipped and counted; nobody goes on from there by ids."""
+    fed = relay(keeps=True)
+    out, happened = run(fed, [chunk("a"), b"data: {broken\n\n", answer(["b"])])
+    assert isinstance(happened[-1], Finished)
+    assert (text(out), fed.malformed) == ("ab", 1)
+    said = fed.transcript()
+    assert said is not None
+    assert not said.can_go_on_by_ids
 
 
 def test_what_came_after_a_failure_was_not_said() -> None:

@@ -124,8 +124,9 @@ def cut_at_all(pair: Pair, case: Case, positions: Sequence[int], hows: Sequence[
     wrong: dict[int, list[str]] = {}
     missed, resumed = set(positions), 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in range(TRIES):
-            trials = {at: pool.submit(case.cut, pair, at, hows[at % len(hows)]) for at in sorted(missed)}
+        for number in range(TRIES):
+            ways = {at: hows[(at + number) % len(hows)] for at in sorted(missed)}
+            trials = {at: pool.submit(case.cut, pair, at, how) for at, how in ways.items()}
             for at, (cut, got) in ((at, trial.result()) for at, trial in trials.items()):
                 resumed += got.is_resumed
                 missed -= {cut.passed} if is_proof(cut, got, pieces) else set()

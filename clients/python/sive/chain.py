@@ -110,7 +110,7 @@ class Chain:
         self._candidates = Candidates(call, model, policy, health, self.report, lambda: self._now)
         self._words = Words(call, model, policy, self.report)
         self._voice = Voice.of(call)
-        self._again_s: float | None = None
+        self._again: list[tuple[Plan, float]] = []
         self._too_long = ""
         self._diverged: set[str] = set()
         self._is_relaying = False
@@ -177,19 +177,15 @@ class Chain:
 
     def _ask(self, plan: Plan) -> Asking:
         """Ask one backend, and if its failure invites it once more."""
-        self._again_s = None
+        self._again.clear()
         winner = yield from self._race(plan)
-        wait_s = self._may_retry_in(plan) if winner is None and not self._is_over else None
-        if wait_s is None:
+        if winner is not None or self._is_over or not self._again:
             return winner
+        again, wait_s = self._again.pop()
+        if self._now + wait_s >= self._deadline or not self._attempts.may_ask(again):
+            return None
         yield from self._pause(wait_s)
-        return (yield from self._race(plan))
-
-    def _may_retry_in(self, plan: Plan) -> float | None:
-        """How long to wait until the same backend is asked once more; None when it is not."""
-        wait_s = self._again_s
-        is_in_time = wait_s is not None and self._now + wait_s < self._deadline
-        return wait_s if is_in_time and self._attempts.may_ask(plan) else None
+        return (yield from self._race(again))
 
     def _race(self, plan: Plan) -> Asking:
         """Open an attempt, and a hedge when it is slow, until one has its first token."""
@@ -300,7 +296,9 @@ class Chain:
         rung, rest_s = attempt.rung, verdict.retry_after_s
         self.report.fail(rung.backend.name, reason, message, rest_s)
         self._health.failed(rung, verdict.blame, message, self._now, rest_s=rest_s)
-        self._again_s = verdict.wait_s if verdict.follow == "again" and not self._attempts else None
+        self._again.clear()
+        if verdict.follow == "again" and verdict.wait_s is not None and not self._attempts:
+            self._again.append((attempt.plan, verdict.wait_s))
         if verdict.follow == "no_answer" and self._policy.strict and attempt.plan.level is None:
             self._say(rung, words.bad_gateway(rung, message))
 
@@ -316,6 +314,7 @@ class Chain:
         hedge = next((one for one in self._candidates.hedges(plan) if self._attempts.may_ask(one)), None)
         if hedge is not None:
             self._attempts.open(hedge, self._now)
+            self._candidates.was_hedge(hedge.rung)
             self.report.hedges += 1
 
     # The one that answers, until its end
@@ -329,7 +328,7 @@ class Chain:
             cut = yield from self._flow(attempt.rung, relay)
         finally:
             self._is_relaying = False
-            self._deadline = self._now + budget_s  # only time in which the caller gets nothing counts
+            self._deadline = relay.fed_at + budget_s  # only time in which the caller gets nothing counts
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
             self._attempts.drop(attempt, relay=relay)

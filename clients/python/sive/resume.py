@@ -109,7 +109,7 @@ def ability(call: Call) -> Ability:
     is_one_text = (
         call.prompts == 1
         and body.get("n") in (None, 1)
-        and not any(body.get(name) for name in FIELDS_BEYOND_TEXT)
+        and not any(_is_asked(body.get(name)) for name in FIELDS_BEYOND_TEXT)
         and _reads_text(body)
     )
     has_grammar = any(_is_grammar(body.get(name)) for name in GRAMMAR_FIELDS)
@@ -258,6 +258,11 @@ def _left(call: Call, tokens: int) -> int | None:
     """How many tokens are left; None when nobody set a limit."""
     limit = _max_tokens(call)
     return None if limit is None else max(1, limit - tokens)
+
+
+def _is_asked(value: object) -> bool:
+    """Is a field meant? ``logprobs: 0`` is, the log probability of the token that was drawn."""
+    return value is not None and value is not False and value not in ("", [], {})
 
 
 def _is_grammar(value: object) -> bool:

@@ -14,10 +14,6 @@ from sive.resume import Plan
 from sive.stops import StopFinder
 from sive.transcript import Transcript
 
-DIVERGED = "it began another answer"
-ECHO_CHARS = 8
-"""So much of the text so far in one piece is the prompt coming back, not the answer going on."""
-
 
 @dataclass(slots=True)
 class Voice:
@@ -88,11 +84,7 @@ class RewritingRelay(Relay):
 
     def transcript(self) -> Transcript:
         """What the caller has: until all of it has come again, what it had before."""
-        if self._swallow:
-            return self._voice.transcript
-        if self.malformed:
-            self._transcript.has_all_ids = False
-        return self._transcript
+        return self._voice.transcript if self._swallow else self._transcript
 
     def finish(self) -> bytes:
         """The usage, when it was asked for, and the end mark; once."""
@@ -103,6 +95,13 @@ class RewritingRelay(Relay):
         if self.usage is None or not self._wants_usage:
             return DONE
         return event(self._headed({"choices": [], "usage": self.usage})) + DONE
+
+    def _can_be_cut_here(self) -> bool:
+        said = self._transcript
+        if said.can_go_on_by_ids and said.text and not self._swallow:
+            return True
+        said.has_all_ids = False  # what is left out may have been text
+        return False
 
     def conclude(self, reason: str) -> bytes:
         """The end of an answer that was complete but for being told so."""
@@ -117,18 +116,12 @@ class RewritingRelay(Relay):
             return b""
         text = self._new(chunk)
         if text is None:
-            self._happening = Diverged(DIVERGED)
-            return b""
+            return self._diverge("it began another answer")
         return self._said(chunk, choices[0], text, finished.get(0))
 
     def _new(self, chunk: Json) -> str | None:
         """What of a chunk's text the caller does not have yet; None when it is not what the caller has."""
-        said = self._transcript
-        have = said.text
-        text = said.add(chunk)
-        if self._resumes and self._first and len(have) >= ECHO_CHARS and have in text:
-            text = text.rpartition(have)[2]  # vLLM gives the prompt back when its last character is torn
-            said.text = have + text
+        text = self._transcript.add(chunk)
         if not self._swallow:
             return text
         known = min(len(text), len(self._swallow))
@@ -137,10 +130,14 @@ class RewritingRelay(Relay):
         self._swallow = self._swallow[known:]
         return text[known:]
 
+    def _diverge(self, how: str) -> bytes:
+        self._finished.clear()  # with an answer that is not ours
+        self._happening = Diverged(how)
+        return b""
+
     def _said(self, chunk: Json, choice: Json, text: str, reason: str | None) -> bytes:
         if reason is not None and self._swallow:
-            self._happening = Diverged("it ended sooner")
-            return b""
+            return self._diverge("it ended sooner")
         if reason == "length" and self._is_limited:
             self._happening = Limited("it reached the limit it was given")
             self._finished.clear()

@@ -5,6 +5,7 @@ import socket
 
 import httpx2
 import pytest
+from sive.protocol import loads, with_model
 
 from tests.conftest import Serve, until
 from tests.lab import upstream
@@ -58,6 +59,29 @@ def test_a_good_answer_passes_through_whole(serve: Serve) -> None:
     assert 'sive_requests_total{backend="b0",model="m",status="200"} 1.0' in metrics
     assert 'sive_tokens_total{backend="b0",kind="completion",model="m"} 2.0' in metrics
     assert "sive_requests_in_flight 0.0" in metrics
+
+
+@pytest.mark.parametrize(
+    ("raw", "sent"),
+    [
+        (b'{"model": "m", "messages": [ 1 ]}', b'{"model": "m0", "messages": [ 1 ]}'),
+        (b'{"messages":["\\"model\\":\\"m\\""],"model"\n:\t"m" }', None),
+        (b'{"metadata":{"model":"m"},"model":"m"}', None),
+        (b'{"model":"m","model":"m"}', None),
+        (b'{"mod\\u0065l":"m","metadata":{"model":"m"}}', None),
+        (b'{"messages":["model"],"mod\\u0065l":"m"}', None),
+        (b'{"model":"\\u006d"}', None),
+    ],
+)
+def test_only_the_models_name_is_changed(raw: bytes, sent: bytes | None) -> None:
+    """The caller's bytes go on where it is plain which they are; they say what the parsed body says."""
+    found = with_model(raw, "m", "m0")
+    if sent is not None:
+        assert found == sent
+    if found is not None:
+        assert loads(found) == loads(raw) | {"model": "m0"}
+    else:
+        assert raw.count(b'"model"') != 1 or b"\\u006" in raw
 
 
 EMPTY = {"id": "x", "model": "m0", "choices": []}

@@ -19,7 +19,8 @@ class Call:
 
     ``prompts``: how many there are; each gets ``n`` answers. ``prompt_bytes``: the size of the text, at
     least, from which it may be plain that a context cannot hold it.
-    ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer.
+    ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer. ``raw``: the
+    bytes that ``body`` was read from, empty when it was made here.
     """
 
     endpoint: Endpoint
@@ -32,6 +33,7 @@ class Call:
     request_id: str
     requires_adapter: bool = False
     hop: int = 0
+    raw: bytes = b""
 
 
 def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
@@ -63,6 +65,7 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
         request_id=request_id(headers),
         requires_adapter=_requires_adapter(headers),
         hop=_hop(headers),
+        raw=raw,
     )
 
 

@@ -1,5 +1,6 @@
 """The OpenAI shapes sive authors: errors, chunks, answers, usage; JSON in and out."""
 
+import re
 import time
 import uuid
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from sive.errors import RequestError
 Json = dict[str, Any]
 Endpoint = Literal["chat/completions", "completions"]
 FinishReason = Literal["stop", "length"]
+
+_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')
 
 DONE = b"data: [DONE]\n\n"
 JSON_HEADERS = {"content-type": "application/json"}
@@ -33,6 +36,22 @@ def loads(data: bytes | str) -> Any:
         ValueError: not JSON; NaN and Infinity are not JSON.
     """
     return pydantic_core.from_json(data, allow_inf_nan=False)
+
+
+def with_model(raw: bytes, theirs: str, ours: str) -> bytes | None:
+    """A request's own bytes under another model name; None when it is not plain where that stands.
+
+    Inside JSON strings every quote is escaped, so ``"model"`` is a key or a whole string; where it stands
+    once, and no letter of it is spelled as an escape, it is the request's own key. Writing a body anew takes
+    as long as reading it.
+    """
+    found = _MODEL.search(raw)
+    spelled = dumps(theirs)
+    if found is None or not raw.startswith(spelled, found.end()):
+        return None
+    if raw.count(b'"model"') != 1 or b"\\u006" in raw:
+        return None
+    return raw[: found.end()] + dumps(ours) + raw[found.end() + len(spelled) :]
 
 
 def event(payload: Json) -> bytes:

@@ -18,7 +18,7 @@ Translate = Callable[[bytes], bytes]
 class Request:
     """An OpenAI request on its way to one rung: its model name, system prompt and fields are the rung's.
 
-    ``choices``: how many answers it asks for.
+    ``choices``: how many answers it asks for. ``raw``: the body as bytes, where somebody has them.
     """
 
     endpoint: Endpoint
@@ -26,6 +26,7 @@ class Request:
     stream: bool
     headers: dict[str, str]
     choices: int = 1
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ class OpenAIBackend:
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""
         headers = JSON_HEADERS | self._headers() | request.headers
-        yield WireRequest("POST", self._url(request.endpoint), headers, dumps(request.body))
+        body = dumps(request.body) if request.raw is None else request.raw
+        yield WireRequest("POST", self._url(request.endpoint), headers, body)
         return None
 
     def models_request(self) -> WireRequest | None:

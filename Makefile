@@ -2,6 +2,8 @@
 ## test    everything, on real engines: installs what it needs, vLLM for CPU included
 ## check   ruff, mypy --strict, import-linter
 ## demo    a pod dies and comes back while the philosophers are asked
+## chaos   every fault against every way to ask, and a scorecard (ARGS='--only stall', ARGS=--help)
+## chaos-engines   the same on real engines: they die, freeze and return (ARGS='--positions 2 --minutes 1')
 ## bench   the benchmarks; ARGS=--write puts the results into docs/benchmarks.md
 ## models  train the tiny models of the tests again (embedded: the CPU model of the package, 15 minutes)
 ## engine  install vLLM into .venv-engine (ENGINE=vllm==0.32.0 on a GPU)
@@ -11,24 +13,20 @@ BIN = .venv/bin
 INSTALL = -m pip --disable-pip-version-check install --quiet
 COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	--extra serve --extra local pyproject.toml
-.PHONY: help run test check demo bench models embedded engine lock
+.PHONY: help run test check demo chaos chaos-engines bench models embedded engine lock
 
-help:
-	@sed -n 's/^## //p' Makefile
-run: .venv/.light
-	@$(BIN)/sive serve $(ARGS)
+help: ; @sed -n 's/^## //p' Makefile
+run: .venv/.light ; @$(BIN)/sive serve $(ARGS)
 test: .venv/.test .venv-engine/.ready
 	$(BIN)/python -m pytest $(ARGS)
 check: .venv/.test
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
-demo: .venv/.light .venv-engine/.ready
-	@$(BIN)/python serve/demo.py
-bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready
-	@$(BIN)/python -m tests.bench $(ARGS)
-models: .venv-torch/.ready
-	.venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
-embedded: .venv-torch/.ready
-	.venv-torch/bin/python lora_adapters/training/embedded.py
+demo: .venv/.light .venv-engine/.ready ; @$(BIN)/python serve/demo.py
+chaos: .venv/.test ; @$(BIN)/python -m tests.chaos $(ARGS)
+chaos-engines: .venv/.test .venv-engine/.ready ; @$(BIN)/python -m tests.chaos_engines $(ARGS)
+bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready ; @$(BIN)/python -m tests.bench $(ARGS)
+models: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
+embedded: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/embedded.py
 engine: .venv-engine/.ready
 lock:
 	$(COMPILE) -o serve/requirements.lock

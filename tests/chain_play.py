@@ -180,7 +180,7 @@ class Play:
                 case Open():
                     self._streams[command.id] = _Stream()
                 case Close():
-                    del self._streams[command.id]
+                    self._streams.pop(command.id, None)
                 case Relay():
                     self._streams[command.id].relay = command.relay
                 case Send() | End():
@@ -217,11 +217,15 @@ class Play:
         """Attempt ``number`` gives a whole reply."""
         named = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
         self.send(Head(number, self.now, status, named))
-        return self.send(Event(number, self.now, Whole(body)))
+        commands = self.send(Event(number, self.now, Whole(body)))
+        self._streams.pop(number, None)
+        return commands
 
     def loses(self, number: int, why: Why = "eof") -> list[Command]:
         """Attempt ``number`` is lost."""
-        return self.send(Lost(number, self.now, why))
+        commands = self.send(Lost(number, self.now, why))
+        self._streams.pop(number, None)
+        return commands
 
     def streams(self, number: int, *events: bytes) -> None:
         """Attempt ``number`` answers 200 and streams these bytes."""

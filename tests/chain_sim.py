@@ -1,17 +1,19 @@
 """Hosts on paper: each says a text token by token as vLLM would, and breaks off as hosts do; no sockets."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass, field, replace
+from itertools import count, cycle
 from typing import Any, Literal
 
 from sive.backends import Request
+
 from tests.chain_play import DONE, Json, Play, event
 
 PROMPT = [11, 12, 13, 14, 15]
 """The ids of the caller's own prompt, whatever it is."""
 END = 99
 _SAID = 10_000_000
+_numbers = count()
 DEFAULT_MAX_TOKENS = 16
 """What vLLM makes of a completion without ``max_tokens``, and of one where it is null."""
 
@@ -36,13 +38,9 @@ class WrongPromptError(AssertionError):
     """A host was asked to go on from what nobody said."""
 
 
-def token(start: int, end: int) -> int:
-    """The id of the bytes from ``start`` to ``end`` of an answer."""
-    return _SAID + 1000 * start + end
-
-
 def _span(one: int) -> tuple[int, int]:
-    return divmod(one - _SAID, 1000)
+    """The bytes of an answer that a token stands for."""
+    return divmod(one % _SAID, 1000)
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Host:
     """Says ``text``, always the same. Tokens of ``sizes`` bytes, in turn, ``step`` of them in a chunk.
 
     ``gives_ids``: it knows ``return_token_ids``. ``continues``: it knows a prefilled answer.
+    ``prefilled``: what it says when the prefilled answer begins so.
     """
 
     text: str
@@ -57,6 +56,8 @@ class Host:
     step: int = 1
     gives_ids: bool = True
     continues: bool = True
+    prefilled: str = ""
+    _base: int = _SAID
 
     def events(self, request: Request) -> list[bytes]:
         """The stream it answers with, without the end mark."""
@@ -64,29 +65,38 @@ class Host:
 
     def payloads(self, endpoint: str, body: Json) -> list[Json]:
         """The chunks of its answer."""
+        if self.prefilled and self._is_begun_by_another(body):
+            another = replace(self, text=self.prefilled, prefilled="", _base=2 * _SAID)
+            return another.payloads(endpoint, body)
         prompt, said, torn = self._prompt(body)
         tokens = self._tokens(len(said))
         limit = _max_tokens(endpoint, body)
         is_cut_off = limit is not None and len(tokens) > limit
         tokens = tokens[:limit]
         writer = _Writer(endpoint, prompt if self.gives_ids and body.get("return_token_ids") else None)
-        text = _Text(_stops(body), before=said.decode("utf-8", "ignore") if torn else "", raw=torn)
+        text = _Text(_stops(body), before="hi" + said.decode("utf-8", "ignore") if torn else "", raw=torn)
         chunks = [writer.role()] if endpoint == "chat/completions" else []
-        generated = 0
-        for at in range(0, len(tokens), self.step):
-            part = tokens[at : at + self.step]
-            is_last = at + self.step >= len(tokens)
-            shown, stop = text.feed(self._bytes(part), is_last=is_last)
-            generated += len(part)
-            reason = None
-            if stop is not None or is_last:
-                reason = "length" if is_cut_off and stop is None else "stop"
-            chunks.append(writer.said(part, shown, reason, stop))
-            if reason is not None:
+        generated, part, shown = 0, list[int](), ""
+        for one in tokens:
+            generated += 1
+            is_last = generated == len(tokens)
+            piece, stop = text.feed(self._bytes([one]), is_last=is_last)
+            part, shown = [*part, one], shown + piece
+            is_over = stop is not None or is_last
+            if is_over or len(part) == self.step:
+                ending = "length" if is_cut_off and stop is None else "stop"
+                chunks.append(writer.said(part, shown, ending if is_over else None, stop))
+                part, shown = [], ""
+            if is_over:
                 break
         if (body.get("stream_options") or {}).get("include_usage"):
             chunks.append(writer.usage(len(prompt), generated))
         return chunks
+
+    def _is_begun_by_another(self, body: Json) -> bool:
+        if isinstance(prompt := body.get("prompt"), list):
+            return max(prompt) >= 2 * _SAID
+        return not self.text.startswith(self._prefilled(body))
 
     def _prompt(self, body: Json) -> tuple[list[int], bytes, bytes]:
         """The prompt's ids, the part of the answer that is in it, and the torn character at its end."""
@@ -98,11 +108,11 @@ class Host:
         said = self._prefilled(body).encode()
         if not self.text.encode().startswith(said):
             raise WrongPromptError(f"{said!r} is not how {self.text!r} begins")
-        ids = [token(at, min(at + 2, len(said))) for at in range(0, len(said), 2)]
+        ids = [self._token(at, min(at + 2, len(said))) for at in range(0, len(said), 2)]
         return [*PROMPT, *ids], said, b""
 
     def _prefilled(self, body: Json) -> str:
-        if "prompt" in body:
+        if isinstance(body.get("prompt"), str):
             return str(body["prompt"]).removeprefix("hi")
         if not body.get("continue_final_message"):
             return ""
@@ -127,9 +137,12 @@ class Host:
                 return [*ids, END]
             end = min(at + size, whole)
             if end > start:
-                ids.append(token(max(at, start), end))
+                ids.append(self._token(max(at, start), end))
             at = end
         raise AssertionError
+
+    def _token(self, start: int, end: int) -> int:
+        return self._base + 1000 * start + end
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
         raw = self.text.encode()
@@ -148,6 +161,8 @@ class _Text:
     def feed(self, raw: bytes, *, is_last: bool) -> tuple[str, str | None]:
         self.raw += raw
         said = self.raw.decode("utf-8", "ignore")
+        if len(said.encode()) < len(self.raw) and not is_last:
+            return "", None  # a token that ends inside a character gives no text at all
         text = self.before + said if said else ""  # vLLM's own slip: the prompt comes back
         ends = [(text.find(stop) + len(stop), stop) for stop in self.stops if stop in text]
         if ends:
@@ -167,12 +182,13 @@ class _Writer:
 
     endpoint: str
     prompt: list[int] | None
+    _id: str = field(default_factory=lambda: f"up-{next(_numbers)}")
     _is_first: bool = True
 
     def _chunk(self, *choices: Json) -> Json:
         is_chat = self.endpoint == "chat/completions"
         kind = "chat.completion.chunk" if is_chat else "text_completion"
-        return {"id": f"up-{id(self)}", "object": kind, "created": 5, "model": "up", "choices": [*choices]}
+        return {"id": self._id, "object": kind, "created": 5, "model": "up", "choices": [*choices]}
 
     def role(self) -> Json:
         delta = {"role": "assistant", "content": ""}

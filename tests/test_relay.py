@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sive import sse
 from sive.protocol import dumps, loads
-from sive.relay import FailedInBand, Finished, Finishing, Label, StreamRelay
+from sive.relay import MAX_KEPT_BYTES, FailedInBand, Finished, Finishing, Label, StreamRelay
 
 WORDS = st.lists(st.text(max_size=12), min_size=1, max_size=8)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
@@ -237,3 +237,98 @@ def test_event_names_and_several_data_lines_are_read() -> None:
     assert data is not None
     assert data.name == "complete"
     assert loads(data.text) == [1, 2]
+
+
+# What is kept to carry an answer on from
+
+
+def with_ids(number: int, text: str, finish: str | None = None) -> bytes:
+    """An event with the id of its token."""
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish, "token_ids": [number]}
+    return b"data: " + dumps({"id": "u", "created": 5, "model": "theirs", "choices": [choice]}) + b"\n\n"
+
+
+def first_with_prompt(ids: list[int]) -> bytes:
+    """The role, and the ids of the prompt, as vLLM gives them."""
+    choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    said = {"id": "u", "created": 5, "model": "theirs", "choices": [choice], "prompt_token_ids": ids}
+    return b"data: " + dumps(said) + b"\n\n"
+
+
+@given(words=WORDS, cuts=st.lists(st.integers(0, 4000), max_size=12), end=ENDS)
+def test_ids_that_only_we_asked_for_are_kept_and_not_shown(
+    words: list[str], cuts: list[int], end: bytes
+) -> None:
+    """Wherever the bytes are split, also on the way that reads no JSON; text that names them stays."""
+    spoken = [word + '"token_ids": [1]' for word in words]
+    events = [first_with_prompt([7, 8]), *(with_ids(at, word) for at, word in enumerate(spoken))]
+    whole = b"".join(events).replace(b"\n", end)
+    marks = sorted({min(cut, len(whole)) for cut in cuts} | {0, len(whole)})
+    fed = relay(strips_ids=True, keeps=True)
+    out, _ = run(fed, [whole[a:b] for a, b in itertools.pairwise(marks)])
+    assert text(out) == "".join(spoken)
+    shown = [payload["choices"][0] | payload for payload in payloads(out)]
+    assert not any("token_ids" in one or "prompt_token_ids" in one for one in shown)
+    said = fed.transcript()
+    assert said is not None
+    assert (said.text, said.prompt_ids, said.ids) == ("".join(spoken), [7, 8], list(range(len(words))))
+
+
+def test_what_is_not_kept_cannot_be_carried_on() -> None:
+    """Nothing is remembered of an answer that nobody could go on with."""
+    fed = relay()
+    run(fed, [answer(["a"])])
+    assert fed.transcript() is None
+
+
+def test_a_long_answer_is_kept_small() -> None:
+    """What is older is read on the way: ids and text, not bytes; and nothing of it is lost."""
+    fed, count = relay(strips_ids=True, keeps=True), 3000
+    run(fed, [first_with_prompt([7]), *(with_ids(number, "x") for number in range(count))])
+    assert fed._kept_bytes <= MAX_KEPT_BYTES
+    said = fed.transcript()
+    assert said is not None
+    assert (said.text, said.ids) == ("x" * count, list(range(count)))
+
+
+def test_an_event_that_cannot_be_read_is_a_cut_where_the_answer_can_go_on() -> None:
+    """By ids it goes on from before that event: leaving it out would leave a hole."""
+    fed = relay(strips_ids=True, keeps=True)
+    out, happened = run(
+        fed, [first_with_prompt([7]), with_ids(1, "a"), b"data: {broken\n\n", with_ids(2, "b")]
+    )
+    assert isinstance(happened[-1], FailedInBand)
+    assert text(out) == "a"
+    said = fed.transcript()
+    assert said is not None
+    assert (said.ids, said.can_go_on_by_ids, fed.malformed) == ([1], True, 1)
+
+
+def test_an_event_that_cannot_be_read_is_left_out_where_it_cannot() -> None:
+    """Without ids it is skipped and counted; nobody goes on from there by ids."""
+    fed = relay(keeps=True)
+    out, happened = run(fed, [chunk("a"), b"data: {broken\n\n", answer(["b"])])
+    assert isinstance(happened[-1], Finished)
+    assert (text(out), fed.malformed) == ("ab", 1)
+    said = fed.transcript()
+    assert said is not None
+    assert not said.can_go_on_by_ids
+
+
+def test_what_came_after_a_failure_was_not_said() -> None:
+    """Neither shown nor carried on from."""
+    fed = relay(strips_ids=True, keeps=True)
+    failure = b'data: {"error":{"message":"died"}}\n\n'
+    out, _ = run(fed, [first_with_prompt([7]) + with_ids(1, "a") + failure + with_ids(2, "b")])
+    said = fed.transcript()
+    assert said is not None
+    assert (text(out), said.text, said.ids) == ("a", "a", [1])
+
+
+def test_a_bill_that_never_came_is_counted_here() -> None:
+    """The ids are known: a caller who asked for usage gets it when only the end is missing."""
+    fed = relay(strips_ids=True, keeps=True, wants_usage=True)
+    run(fed, [first_with_prompt([7, 8]), with_ids(1, "a"), with_ids(2, "", "stop")])
+    (bill,) = payloads(fed.finish())
+    assert bill["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert (bill["id"], bill["created"], bill["model"], bill["choices"]) == ("u", 5, "ours", [])

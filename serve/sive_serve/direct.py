@@ -73,6 +73,7 @@ class Direct:
         self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._dropped: list[str] = []
+        self._is_trial = False
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._body = b""
@@ -83,7 +84,7 @@ class Direct:
         """Send the request."""
         clocks = self._policy.clocks
         self._timer = self._loop.call_later(min(clocks.whole_s, clocks.deadline_s), self._hand_over)
-        self._health.opened(self._rung)
+        self._is_trial = self._health.opened(self._rung)
         try:
             request, self._dropped = request_for(self._call, self._model, self._rung, streams=False)
             is_large = len(self._call.raw) > LARGE_BODY_BYTES
@@ -218,7 +219,7 @@ class Direct:
         return self._driver or self._hand_over()
 
     def _close(self) -> None:
-        self._health.closed(self._rung, None)
+        self._health.closed(self._rung, None, was_trial=self._is_trial)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

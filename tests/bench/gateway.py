@@ -1,54 +1,45 @@
 """The gateway against LiteLLM's proxy, nginx and no gateway at all, in interleaved rounds."""
 
 import contextlib
-import json
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from tests.bench import native, servers
-from tests.bench.native import Load, Row
-from tests.bench.processes import CACHE, Missing, Served
+from tests.bench import bodies, client, native, servers
+from tests.bench.effort import Effort
+from tests.bench.native import Load, Row, wrong_answers
+from tests.bench.processes import Missing, Served, two_cores
 from tests.bench.report import Figure, Section, Table, cell, median
 
 WARM_UP_S, JSON_S, SINGLE_S, STREAM_S = 4.0, 4.0, 2.0, 3.0
-SYSTEM = (
-    "You are a helpful assistant for a reading group. Answer briefly, cite the text, never invent a line. "
-)
-QUESTION = (
-    "Question {0}: how does the scheduler decide which replica gets the next request when two have the same "
-    "queue length, and what happens \u2014 step by step \u2014 if one of them fails in mid-answer? "
-)
-ANSWER = (
-    "Answer {0}: it compares the number of running requests, then the use of the cache, and then picks at "
-    "random. If a replica fails before the first token the request goes elsewhere; after it, the stream is "
-    "carried on from where it broke, and whoever asked sees neither a gap nor a repetition. "
-)
+CHUNKS = 64
+GUARDED = f"64 connections, guarded, {CHUNKS} chunks"
+"""Answers in one piece that the gateway streams from the backend and puts together."""
 
 Rows = dict[tuple[str, str], list[Row]]
 
 
-def measure(rounds: int) -> Section:
-    """Run all loads on all servers ``rounds`` times."""
+def measure(effort: Effort) -> Section:
+    """Run all loads on all servers in every round."""
     section = Section("gateway")
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise Missing("the gateway's benchmark needs two cores: one for it, one for client and upstream")
-    client_core, gateway_core = cores[:2]
-    client = native.build("load")
+    client_core, gateway_core = two_cores()
+    program = native.build("load")
     rows: Rows = defaultdict(list)
     with contextlib.ExitStack() as stack:
         compared = _start(stack, section, client_core=client_core, gateway_core=gateway_core)
         for server in compared:  # LiteLLM's first answers take seconds
-            Load("warm-up", 64, WARM_UP_S, _body("whole")).on(server, client, client_core)
-        for number in range(rounds):
-            for load, server in _plan(compared):
-                print(f"gateway: round {number + 1} of {rounds}: {load.name}, {server.name}", file=sys.stderr)
-                rows[load.name, server.name].append(load.on(server, client, client_core))
+            Load("warm-up", 64, WARM_UP_S, bodies.chat("whole", servers.MODEL)).on(
+                server, program, client_core
+            )
+        _check_guarded(compared)
+        for number in range(effort.rounds):
+            for load, server in _plan(compared, effort.scale):
+                of = f"round {number + 1} of {effort.rounds}"
+                print(f"gateway: {of}: {load.name}, {server.name}", file=sys.stderr)
+                rows[load.name, server.name].append(load.on(server, program, client_core))
     section.figures += _figures(rows)
     section.tables += _tables(rows)
-    section.remarks += [*_by_cpu_time(rows), *_errors(rows)]
+    section.remarks += [*_by_cpu_time(rows), *wrong_answers(rows)]
     return section
 
 
@@ -67,43 +58,76 @@ def _start(
     return compared
 
 
-def _plan(compared: list[Served]) -> list[tuple[Load, Served]]:
-    whole, streamed = _body("whole"), _body("streamed", stream=True)
+def _check_guarded(compared: list[Served]) -> None:
+    """See that the answers which are put together hold every chunk: the load client does not look."""
+    served = next(server for server in compared if server.name == "sive")
+    text = client.answer(served.port, _guarded_body())
+    numbers = [int(piece.partition(".")[2]) for piece in text.split("T")[1:]]
+    if numbers != list(range(CHUNKS)):
+        raise RuntimeError(f"a guarded answer is not whole: {numbers}")
+
+
+def _guarded_body() -> Path:
+    return bodies.chat("guarded", servers.GUARDED_MODEL, knobs=f"[delay=0][n={CHUNKS}]")
+
+
+def _plan(compared: list[Served], scale: float) -> list[tuple[Load, Served]]:
+    whole = bodies.chat("whole", servers.MODEL)
+    streamed = bodies.chat("streamed", servers.MODEL, stream=True, knobs=f"[delay=5][n={CHUNKS}]")
     loads = [
-        Load("64 connections", 64, JSON_S, whole),
-        Load("1 connection", 1, SINGLE_S, whole),
-        Load("64 streams", 64, STREAM_S, streamed),
-        Load("256 streams", 256, STREAM_S, streamed),
+        Load("64 connections", 64, JSON_S * scale, whole),
+        Load("1 connection", 1, SINGLE_S * scale, whole),
+        Load("64 streams", 64, STREAM_S * scale, streamed),
+        Load("256 streams", 256, STREAM_S * scale, streamed),
     ]
     plan = [(load, server) for load in loads for server in compared]
-    listed = Load("64 connections, listed model", 64, JSON_S, _body("listed", model=servers.LISTED_MODEL))
-    return plan + [(listed, server) for server in compared if server.name == "LiteLLM"]
-
-
-def _body(name: str, *, stream: bool = False, model: str = servers.MODEL) -> Path:
-    """A request of 3.7 KB: 13 messages, as a conversation has them."""
-    messages = [{"role": "system", "content": SYSTEM * 2}]
-    for number in range(6):
-        messages.append({"role": "user", "content": QUESTION.format(number)})
-        messages.append({"role": "assistant", "content": ANSWER.format(number)})
-    messages.append({"role": "user", "content": "Thanks. Summarise it in one line. [delay=5][n=64]"})
-    body = {"model": model, "messages": messages, "temperature": 0.7, "max_tokens": 256, "stream": stream}
-    path = CACHE / f"body-{name}.json"
-    path.write_text(json.dumps(body, separators=(",", ":")))
-    return path
+    guarded = Load(GUARDED, 64, JSON_S * scale, _guarded_body())
+    listed_body = bodies.chat("listed", servers.LISTED_MODEL)
+    listed = Load("64 connections, listed model", 64, JSON_S * scale, listed_body)
+    only = {"sive": guarded, "LiteLLM": listed}
+    return plan + [(only[server.name], server) for server in compared if server.name in only]
 
 
 def _figures(rows: Rows) -> list[Figure]:
+    figures = [*_whole_figures(rows), *_stream_figures(rows)]
+    return [figure for figure in figures if figure.values]
+
+
+def _whole_figures(rows: Rows) -> list[Figure]:
     figures = []
-    if litellm := rows.get(("64 connections", "LiteLLM")):
-        pairs = zip(rows["64 connections", "sive"], litellm, strict=True)
-        ratios = [ours["requests_per_s"] / theirs["requests_per_s"] for ours, theirs in pairs]
+    whole, alone = "64 connections", "1 connection"
+    if litellm := rows.get((whole, "LiteLLM")):
+        ratios = _ratios(rows[whole, "sive"], litellm, "requests_per_s")
         name = "requests/s over LiteLLM's, 64 connections"
-        figures.append(Figure(name, 60, "x", ratios, at_least=True))
-    pairs = zip(rows["1 connection", "sive"], rows["1 connection", "direct"], strict=True)
+        figures.append(Figure(name, 80, "x", ratios, at_least=True, stretch=150))
+        ratios = _ratios(rows[GUARDED, "sive"], litellm, "requests_per_s")
+        name = f"the same, guarded, put together from {CHUNKS} chunks"
+        figures.append(Figure(name, 20, "x", ratios, at_least=True))
+    if nginx := rows.get((whole, "nginx")):
+        ratios = _ratios(rows[whole, "sive"], nginx, "requests_per_s")
+        name = "requests/s over nginx's, 64 connections"
+        figures.append(Figure(name, 0.12, "x", ratios, at_least=True, stretch=0.25))
+    pairs = zip(rows[alone, "sive"], rows[alone, "direct"], strict=True)
     added = [(ours["latency_p50"] - direct["latency_p50"]) / 1000 for ours, direct in pairs]
-    figures.append(Figure("added latency, p50, 1 connection", 0.35, "ms", added))
+    figures.append(Figure("added latency, p50, 1 connection", 0.25, "ms", added, stretch=0.15))
     return figures
+
+
+def _stream_figures(rows: Rows) -> list[Figure]:
+    ratios = _ratios(rows["256 streams", "sive"], rows["256 streams", "direct"], "chunks_per_s")
+    ours = rows["64 streams", "sive"]
+    transit = [row["transit_p50"] / 1000 for row in ours if row["transit_p50"]]
+    cpu = [row["cpu_per_chunk_us"] for row in ours if row["cpu_per_chunk_us"]]
+    return [
+        Figure("chunks/s of direct's, 256 streams", 0.9, "x", ratios, at_least=True, stretch=0.98),
+        Figure("transit of a chunk, p50, 64 streams", 0.4, "ms", transit),
+        Figure("CPU a chunk, 64 streams", 35, "µs", cpu, stretch=20),
+    ]
+
+
+def _ratios(ours: list[Row], theirs: list[Row], name: str) -> list[float]:
+    """Round by round, but for rounds in which the other got nowhere."""
+    return [mine[name] / other[name] for mine, other in zip(ours, theirs, strict=True) if other[name]]
 
 
 def _tables(rows: Rows) -> list[Table]:
@@ -154,7 +178,7 @@ def _stream_table(rows: Rows) -> Table:
                 cell(_of(found, "server_cpu"), 100) + " %",
             )
         )
-    return Table("Streams of 64 chunks, 5 ms apart.", header, lines)
+    return Table(f"Streams of {CHUNKS} chunks, 5 ms apart.", header, lines)
 
 
 def _of(rows: list[Row], name: str) -> float | None:
@@ -168,12 +192,3 @@ def _by_cpu_time(rows: Rows) -> list[str]:
     if not ours or not theirs:
         return []
     return [f"By CPU time a request, LiteLLM's is {cell(theirs / ours)} times sive's."]
-
-
-def _errors(rows: Rows) -> list[str]:
-    wrong = {key: sum(row["errors"] for row in found) for key, found in rows.items()}
-    return [
-        f"{count} answers of {server} were wrong ({load})."
-        for (load, server), count in wrong.items()
-        if count
-    ]

@@ -1,11 +1,13 @@
 /* A closed-loop load client: every connection asks again as soon as it has its answer.
  *
- *   load PORT CONNECTIONS SECONDS KEY BODY_FILE
+ *   load PORT CONNECTIONS SECONDS KEY BODY_FILE [ANSWERS]
  *
  * Keep-alive, one thread, loopback only. Answers may be JSON or server-sent events. Connections begin
- * spread over WARM_UP_NS, what is counted begins after it. Prints one line of JSON; times are in µs.
- * "transit" is from the moment a chunk of our upstream names as its own ("T" and 19 digits of
- * CLOCK_MONOTONIC in ns) to its arrival here.
+ * spread over WARM_UP_NS, what is counted begins after it. It ends after SECONDS or so many ANSWERS, and
+ * prints one line of JSON; times are in µs. "transit" is from the moment a chunk of our upstream names as
+ * its own ("T" and 19 digits of CLOCK_MONOTONIC in ns) to its arrival here. Chunks carry their number: a
+ * stream is right when each of the "[n=64]" that the body asks for came once and in order. "gap" is the
+ * time between the two chunks around the place where the body has the upstream cut it ("[cut=20]").
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,7 +31,9 @@ enum framing { BY_LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, LAST_CHUNK };
 struct connection {
     int fd;
     ns_t starts_at, asked_at;
-    int status, has_head, is_stream, saw_text, saw_end; /* of the answer that is being read */
+    int status, has_head, is_stream, saw_end;           /* of the answer that is being read */
+    int in_order, is_disordered;                        /* chunks that came as they should; did one not? */
+    ns_t chunk_at;                                      /* when the last one came */
     enum framing framing;
     unsigned long long left;                            /* bytes of the body, or of the chunk */
     char head[LONGEST_HEAD], line[LONGEST_LINE];
@@ -41,10 +45,11 @@ struct samples {
     size_t count, size;
 };
 
-static struct samples latency, first_chunk, transit;
+static struct samples latency, first_chunk, transit, gap;
 static unsigned long long answers, chunks, answers_ever, chunks_ever, errors;
 static ns_t counted_from, ends_at;
-static int poller, port;
+static unsigned long long wanted_answers;
+static int poller, port, wanted_chunks, cut_at;
 static char *request;
 static size_t request_len;
 
@@ -67,7 +72,7 @@ static int by_size(const void *a, const void *b) {
 }
 
 static void print_quantiles(const char *name, struct samples *s) {
-    qsort(s->us, s->count, sizeof *s->us, by_size);
+    if (s->count) qsort(s->us, s->count, sizeof *s->us, by_size);
     for (int percent = 50; percent <= 99; percent += 49)
         if (s->count) printf(",\"%s_p%d\":%.1f", name, percent, s->us[(size_t)(percent / 100.0 * (s->count - 1))]);
         else printf(",\"%s_p%d\":null", name, percent);
@@ -88,7 +93,7 @@ static void open_connection(struct connection *c) {
 }
 
 static void ask(struct connection *c) {
-    c->status = c->has_head = c->is_stream = c->saw_text = c->saw_end = 0;
+    c->status = c->has_head = c->is_stream = c->saw_end = c->in_order = c->is_disordered = 0;
     c->head_len = c->line_len = 0;
     c->asked_at = now();
     if (send(c->fd, request, request_len, MSG_NOSIGNAL) != (ssize_t)request_len) errors++;
@@ -99,10 +104,15 @@ static void read_line(struct connection *c, ns_t at) {
     c->line_len = 0;
     if (strstr(c->line, "[DONE]")) c->saw_end = 1;
     char *text = strstr(c->line, "\"T");
-    if (!text || strspn(text + 2, "0123456789") != 19) return;
+    if (!text || strspn(text + 2, "0123456789") != 19 || text[21] != '.') return;
+    ns_t before = c->chunk_at;
+    int number = atoi(text + 22);
+    if (number != c->in_order++) c->is_disordered = 1;
+    c->chunk_at = at;
     chunks_ever++;
-    if (!c->saw_text++ && is_counted(at)) keep(&first_chunk, at - c->asked_at);
     if (!is_counted(at)) return;
+    if (!number) keep(&first_chunk, at - c->asked_at);
+    else if (number == cut_at) keep(&gap, at - before);
     chunks++;
     keep(&transit, at - atoll(text + 2));
 }
@@ -174,8 +184,13 @@ static int feed(struct connection *c, const char *data, size_t len, ns_t at) {
     return 0;
 }
 
+static int is_right(struct connection *c) {
+    if (c->status != 200 || !c->saw_end) return 0;
+    return !c->is_stream || (c->in_order == wanted_chunks && !c->is_disordered);
+}
+
 static void finish(struct connection *c, ns_t at) {
-    if (c->status != 200 || !c->saw_end) {
+    if (!is_right(c)) {
         errors++;
     } else {
         answers_ever++;
@@ -201,11 +216,19 @@ static void receive(struct connection *c) {
     ask(c);
 }
 
+/* The number after the last place where the body says "[name=". */
+static int knob(const char *body, const char *name, int otherwise) {
+    for (const char *at = body; (at = strstr(at, name)); at += strlen(name)) otherwise = atoi(at + strlen(name));
+    return otherwise;
+}
+
 static void read_request(const char *key, const char *path) {
-    char body[1 << 18];
+    static char body[1 << 18];
     FILE *file = fopen(path, "rb");
-    size_t len = file ? fread(body, 1, sizeof body, file) : 0;
+    size_t len = file ? fread(body, 1, sizeof body - 1, file) : 0;
     if (!len) exit(1);
+    wanted_chunks = knob(body, "[n=", 64);
+    cut_at = knob(body, "[cut=", 0);
     request = malloc(len + 1024);
     request_len = sprintf(request,
                           "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
@@ -225,14 +248,16 @@ static void report(int connections) {
     print_quantiles("latency", &latency);
     print_quantiles("first_chunk", &first_chunk);
     print_quantiles("transit", &transit);
-    printf(",\"answers_ever\":%llu,\"chunks_ever\":%llu,\"errors\":%llu,\"cpu\":%.3f}\n", answers_ever, chunks_ever,
-           errors, cpu_s / lasted);
+    print_quantiles("gap", &gap);
+    printf(",\"gaps\":%zu,\"answers_ever\":%llu,\"chunks_ever\":%llu,\"errors\":%llu,\"cpu\":%.3f}\n", gap.count,
+           answers_ever, chunks_ever, errors, cpu_s / lasted);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) return 2;
+    if (argc != 6 && argc != 7) return 2;
     port = atoi(argv[1]);
     int connections = atoi(argv[2]), waiting = connections;
+    wanted_answers = argc == 7 ? strtoull(argv[6], NULL, 10) : 0;
     read_request(argv[4], argv[5]);
     poller = epoll_create1(0);
     struct connection *all = calloc(connections, sizeof *all);
@@ -246,6 +271,7 @@ int main(int argc, char **argv) {
         for (; waiting && all[connections - waiting].starts_at <= at; waiting--) ask(&all[connections - waiting]);
         int count = epoll_wait(poller, events, 512, waiting ? 1 : 50);
         for (int i = 0; i < count; i++) receive(events[i].data.ptr);
+        if (wanted_answers && answers_ever >= wanted_answers) ends_at = now();
     }
     report(connections);
 }

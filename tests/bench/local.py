@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import client, servers, weights
+from tests.bench.effort import Effort
 from tests.bench.processes import ROOT, Missing, clean_environment
 from tests.bench.report import Figure, Section
 
@@ -18,7 +19,7 @@ THREADS = 1
 TORCH_PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 
 
-def measure(rounds: int) -> Section:
+def measure(effort: Effort) -> Section:
     """Alternate between sive and transformers ``rounds`` times; within a round the median of a few runs."""
     section = Section("local")
     plain, int8 = weights.prepared()
@@ -26,8 +27,8 @@ def measure(rounds: int) -> Section:
     ours, theirs, gaps = [], [], []
     with servers.sive(f'[local]\nmodel = "{int8}"\n', name="sive-local") as served:
         client.stream(served.port, prompt, NEW_TOKENS)  # loads the model
-        for number in range(rounds):
-            print(f"local: round {number + 1} of {rounds}", file=sys.stderr)
+        for number in range(effort.rounds):
+            print(f"local: round {number + 1} of {effort.rounds}", file=sys.stderr)
             ours.append(_ours(served.port, prompt))
             together = client.streams(STREAMS, served.port, prompt, NEW_TOKENS)
             gaps.append(together[-1].texts_at[0] - together[0].texts_at[0])

@@ -4,19 +4,20 @@ import http.client
 import sys
 
 from tests.bench import client, servers, weights
+from tests.bench.effort import Effort
 from tests.bench.report import Figure, Section
 
 STREAMS, PROMPT_TOKENS, NEW_TOKENS = 4, 64, 64
 PAGES = ("/health", "/v1/models", "/ready", "/status", "/metrics")
 
 
-def measure(rounds: int) -> Section:
+def measure(effort: Effort) -> Section:
     """Start a server for each value, so that nothing is left from the round before."""
     _, int8 = weights.prepared()
     prompt, _ = weights.prompt_of(PROMPT_TOKENS)
     idle, busy = [], []
-    for number in range(rounds):
-        print(f"memory: round {number + 1} of {rounds}", file=sys.stderr)
+    for number in range(effort.rounds):
+        print(f"memory: round {number + 1} of {effort.rounds}", file=sys.stderr)
         idle.append(_idle())
         with servers.sive(f'[local]\nmodel = "{int8}"\n', name="sive-memory") as served:
             client.streams(STREAMS, served.port, prompt, NEW_TOKENS)

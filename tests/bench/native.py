@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,25 @@ def build(name: str) -> Path:
         raise Missing("there is no C compiler: apt-get install gcc libc6-dev")
     CACHE.mkdir(parents=True, exist_ok=True)
     program = CACHE / name
-    subprocess.run([compiler, "-O2", "-o", program, SOURCES / f"{name}.c"], check=True)
+    warnings = ("-Wall", "-Wextra")
+    subprocess.run([compiler, "-O2", *warnings, "-o", program, SOURCES / f"{name}.c"], check=True)
     return program
 
 
 @dataclass(frozen=True)
 class Load:
-    """One way to press on a server."""
+    """One way to press on a server, for so many seconds or until it gave so many ``answers``."""
 
     name: str
     connections: int
     seconds: float
     body: Path
+    answers: int | None = None
 
     def on(self, server: Served, client: Path, core: int) -> Row:
         """Run the client; its line of JSON, and how the server's core fared meanwhile."""
         command = [client, str(server.port), str(self.connections), str(self.seconds), KEY, str(self.body)]
+        command += [] if self.answers is None else [str(self.answers)]
         limit_s = self.seconds + 30
         cpu_s = server.cpu_s
         with on_core(core):
@@ -54,6 +58,16 @@ class Load:
         row["cpu_per_chunk_us"] = 1e6 * cpu_s / row["chunks_ever"] if row["chunks_ever"] else None
         row["peak_rss_mb"] = server.peak_rss_mb
         return row
+
+
+def wrong_answers(rows: Mapping[tuple[str, str], Sequence[Row]]) -> list[str]:
+    """A remark for each load, by its name and the server's, whose answers were not all right."""
+    wrong = {key: sum(row["errors"] for row in found) for key, found in rows.items()}
+    return [
+        f"{count} answers of {server} were wrong ({load})."
+        for (load, server), count in wrong.items()
+        if count
+    ]
 
 
 def _settle(server: Served) -> None:

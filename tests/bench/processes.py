@@ -38,6 +38,22 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def refused_port() -> Iterator[int]:
+    """A port of the loopback interface that refuses whoever comes, kept from others by us."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+def two_cores() -> tuple[int, int]:
+    """One core for clients and upstreams, one for the server that is measured."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Missing("this benchmark needs two cores: one for the server, one for client and upstream")
+    return cores[0], cores[1]
+
+
+@contextlib.contextmanager
 def on_core(core: int | None) -> Iterator[None]:
     """What is started inside runs on this core alone."""
     before = os.sched_getaffinity(0)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.processes import (
@@ -22,6 +22,8 @@ from tests.bench.processes import (
 
 MODEL = "bench"
 LISTED_MODEL = "bench-listed"
+GUARDED_MODEL = "bench-guarded"
+DEAD_FIRST_MODEL = "bench-dead-first"
 LITELLM = ROOT / ".venv-litellm" / "bin" / "litellm"
 
 
@@ -36,43 +38,77 @@ def upstream(program: Path, *, core: int | None) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def sive(
-    config: str = "", *, name: str = "sive", core: int | None = None, **environment: str
+    config: str = "",
+    *,
+    name: str = "sive",
+    core: int | None = None,
+    program: Sequence[str | Path] = ("-m", "sive_serve.cli"),
+    **environment: str,
 ) -> Iterator[Served]:
-    """`sive serve` with a configuration."""
+    """`sive serve` with a configuration; ``program``: what Python runs, given `serve` and its options."""
     home = CACHE / name
     home.mkdir(parents=True, exist_ok=True)
     (home / "sive.toml").write_text(config)
     log = home / "output.txt"
     env = clean_environment(HOME=str(home), XDG_CACHE_HOME=str(home / "cache"), **environment)
-    command = [sys.executable, "-m", "sive_serve.cli", "serve", "--port", "0"]
+    command = [sys.executable, *program, "serve", "--port", "0"]
     with running(command, log=log, core=core, environment=env) as process:
         port = int(wait_for_text(r"sive on http://\S+?:(\d+)/v1", process, log))
         yield Served(name, port, process.pid)
 
 
 @contextlib.contextmanager
-def sive_gateway(upstream_port: int, *, core: int) -> Iterator[Served]:
-    """Sive as a gateway: API keys, metrics, and a second rung to fall back to.
+def sive_gateway(
+    upstream_port: int,
+    *,
+    core: int,
+    name: str = "sive",
+    dead_port: int | None = None,
+    program: Sequence[str | Path] = ("-m", "sive_serve.cli"),
+) -> Iterator[Served]:
+    """Sive as a gateway: API keys, metrics, and a second rung of equal weights to carry on what breaks off.
 
-    What was asked for in one piece passes through in one piece, as it does with the others.
+    With ``dead_port`` there is a model whose first backend is there, where nobody listens.
     """
-    url = f"http://127.0.0.1:{upstream_port}/v1"
-    route = '{ backend = "pod-a", model = "fake" }, { backend = "pod-b", model = "fake" }'
-    config = f"""
+    config = _GATEWAY % {"url": f"http://127.0.0.1:{upstream_port}/v1"}
+    if dead_port is not None:
+        config += _DEAD % {"url": f"http://127.0.0.1:{dead_port}/v1"}
+    with sive(config, name=name, core=core, program=program, SIVE_API_KEYS=KEY) as served:
+        yield served
+
+
+_PODS = ", ".join(f'{{ backend = "{pod}", model = "fake", weights = "fake" }}' for pod in ("pod-a", "pod-b"))
+_GATEWAY = f"""
 [[backend]]
 name = "pod-a"
-url = "{url}"
+url = "%(url)s"
+resume = "tokens"
+probe = "passive"
 
 [[backend]]
 name = "pod-b"
-url = "{url}"
+url = "%(url)s"
+resume = "tokens"
+probe = "passive"
 
 [model.{MODEL}]
 guard_json = false
-route = [{route}]
+route = [{_PODS}]
+
+[model.{GUARDED_MODEL}]
+route = [{_PODS}]
 """
-    with sive(config, core=core, SIVE_API_KEYS=KEY) as served:
-        yield served
+_DEAD = f"""
+[[backend]]
+name = "dead"
+url = "%(url)s"
+resume = "tokens"
+probe = "token"
+
+[model.{DEAD_FIRST_MODEL}]
+guard_json = false
+route = [{{ backend = "dead", model = "fake", weights = "fake" }}, {_PODS}]
+"""
 
 
 @contextlib.contextmanager

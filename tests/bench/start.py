@@ -7,18 +7,19 @@ import time
 from pathlib import Path
 
 from tests.bench import client, servers
+from tests.bench.effort import Effort
 from tests.bench.processes import CACHE, ROOT, Missing
 from tests.bench.report import Figure, Section
 
 LOCK = ROOT / "serve" / "requirements.lock"
 
 
-def measure(rounds: int) -> Section:
+def measure(effort: Effort) -> Section:
     """Start the server with its embedded model ``rounds`` times, then look at a fresh installation."""
     section = Section("start")
     seconds = []
-    for number in range(rounds):
-        print(f"start: round {number + 1} of {rounds}", file=sys.stderr)
+    for number in range(effort.rounds):
+        print(f"start: round {number + 1} of {effort.rounds}", file=sys.stderr)
         seconds.append(_first_token_s())
     section.figures.append(Figure("first token after the process starts, embedded model", 2, "s", seconds))
     try:

@@ -4,7 +4,12 @@
  *
  * A POST is answered at once: with one JSON object, or, where the body asks to stream, with server-sent
  * events. "[n=64]" and "[delay=5]" in the last message are the number of chunks and the milliseconds
- * between them. The text of a chunk is "T" and the 19 digits of CLOCK_MONOTONIC, in ns, when it was sent.
+ * between them; "[cut=20]" closes the connection after so many. The text of a chunk is "T", the 19 digits
+ * of CLOCK_MONOTONIC, in ns, when it was sent, a dot and the chunk's number.
+ *
+ * Where "return_token_ids" asks for them there are token ids, in vLLM's places. A completion whose prompt
+ * is token ids goes on where they end, and is not cut: the first two of a prompt's PROMPT_IDS are its n
+ * and its delay in microseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,6 +25,10 @@
 
 #define MAX_REQUEST (1 << 20)
 #define MAX_STREAMS 4096
+#define PROMPT_IDS 900          /* tokens of every prompt */
+#define FIRST_ID 50000          /* of the answer's tokens, which count up from it */
+#define LONGEST_IDS (16 * PROMPT_IDS)
+#define LONGEST_DATA (LONGEST_IDS + 2048)
 #define SHORTEST_WAIT_NS 100000 /* chunks due closer together than this go out in one turn */
 
 typedef long long ns_t;
@@ -29,7 +38,8 @@ struct connection {
     char *in, *out;         /* the request so far; bytes the socket did not take yet */
     size_t in_len, out_len, out_size;
     int chunks, sent;       /* of the stream being answered; chunks is 0 when there is none */
-    int wants_usage, closes;
+    int before, cut;        /* chunks that its prompt holds already; after how many it breaks off, or 0 */
+    int is_chat, wants_usage, wants_ids, closes;
     ns_t delay, due;
 };
 
@@ -43,13 +53,12 @@ static const char ANSWER[] =
     "necessity; and of that, what men call their will is a part which knows its wishes and not its causes."
     "\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":900,"
     "\"completion_tokens\":96,\"total_tokens\":996},\"system_fingerprint\":null}";
-#define CHUNK                                                                                      \
-    "data: {\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1700000000," \
-    "\"model\":\"fake\",\"choices\":[{\"index\":0,\"delta\":{%s},\"logprobs\":null,\"finish_reason\":%s}]}\n\n"
-#define USAGE                                                                                        \
-    "data: {\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,"   \
-    "\"model\":\"fake\",\"choices\":[],\"usage\":{\"prompt_tokens\":900,\"completion_tokens\":%d,"     \
-    "\"total_tokens\":%d}}\n\n"
+#define CHUNK                                                                                       \
+    "data: {\"id\":\"%s-bench\",\"object\":\"%s\",\"created\":1700000000,\"model\":\"fake\",\"choices\":" \
+    "[{\"index\":0,%s,\"logprobs\":null,\"finish_reason\":%s%s}]%s}\n\n"
+#define USAGE                                                                                       \
+    "data: {\"id\":\"%s-bench\",\"object\":\"%s\",\"created\":1700000000,\"model\":\"fake\",\"choices\":[]," \
+    "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d}}\n\n"
 
 static int poller;
 static struct connection *streams[MAX_STREAMS];
@@ -106,20 +115,50 @@ static void put_json(struct connection *c, const char *body) {
 }
 
 static void put_chunk(struct connection *c, const char *data, const char *after) {
-    char framed[2048];
+    char framed[LONGEST_DATA + 64];
     put(c, framed, snprintf(framed, sizeof framed, "%zx\r\n%s\r\n%s", strlen(data), data, after));
 }
 
+static const char *id_of(struct connection *c) { return c->is_chat ? "chatcmpl" : "cmpl"; }
+
+static const char *kind_of(struct connection *c) { return c->is_chat ? "chat.completion.chunk" : "text_completion"; }
+
+/* The ids of the prompt as a field: what this upstream needs to know to go on, and others that say nothing. */
+static const char *prompt_ids(struct connection *c) {
+    static char field[LONGEST_IDS];
+    int len = sprintf(field, ",\"prompt_token_ids\":[%d,%lld", c->chunks, c->delay / 1000);
+    for (int i = 2; i < PROMPT_IDS; i++) len += sprintf(field + len, ",%d", 1000 + i);
+    sprintf(field + len, "]");
+    return field;
+}
+
+/* vLLM's first chunk of a chat: the role, and the ids of its prompt. */
+static void send_role(struct connection *c) {
+    char data[LONGEST_DATA];
+    snprintf(data, sizeof data, CHUNK, id_of(c), kind_of(c), "\"delta\":{\"role\":\"assistant\",\"content\":\"\"}", "null",
+             "", c->wants_ids ? prompt_ids(c) : "");
+    put_chunk(c, data, "");
+}
+
+static size_t print_end(struct connection *c, char *data, size_t size) {
+    const char *id = id_of(c), *kind = kind_of(c), *said = c->is_chat ? "\"delta\":{}" : "\"text\":\"\"";
+    int prompt = PROMPT_IDS + c->before, new = c->chunks - c->before;
+    size_t len = snprintf(data, size, CHUNK, id, kind, said, "\"stop\"", c->wants_ids ? ",\"token_ids\":[2]" : "", "");
+    if (c->wants_usage) len += snprintf(data + len, size - len, USAGE, id, kind, prompt, new, prompt + new);
+    return len + snprintf(data + len, size - len, "data: [DONE]\n\n");
+}
+
 static void send_chunk(struct connection *c) {
-    char delta[64], data[1024];
-    snprintf(delta, sizeof delta, "%s\"content\":\"T%019lld\"", c->sent ? "" : "\"role\":\"assistant\",", now());
-    snprintf(data, sizeof data, CHUNK, delta, "null");
+    char text[64], said[128], ids[64] = "", data[LONGEST_DATA];
+    snprintf(text, sizeof text, "T%019lld.%d", now(), c->sent);
+    snprintf(said, sizeof said, c->is_chat ? "\"delta\":{\"content\":\"%s\"}" : "\"text\":\"%s\"", text);
+    if (c->wants_ids) snprintf(ids, sizeof ids, ",\"token_ids\":[%d]", FIRST_ID + c->sent);
+    snprintf(data, sizeof data, CHUNK, id_of(c), kind_of(c), said, "null", ids, "");
     put_chunk(c, data, "");
     c->due += c->delay;
-    if (++c->sent < c->chunks) return;
-    size_t len = snprintf(data, sizeof data, CHUNK, "", "\"stop\"");
-    if (c->wants_usage) len += snprintf(data + len, sizeof data - len, USAGE, c->sent, 900 + c->sent);
-    snprintf(data + len, sizeof data - len, "data: [DONE]\n\n");
+    if (++c->sent == c->cut) c->due = 0; /* broken off in the next turn */
+    if (c->sent < c->chunks) return;
+    print_end(c, data, sizeof data);
     put_chunk(c, data, "0\r\n\r\n");
     end_stream(c);
 }
@@ -134,17 +173,44 @@ static int says(const char *body, const char *spaced, const char *compact) {
     return strstr(body, compact) || strstr(body, spaced);
 }
 
-static void begin_stream(struct connection *c, const char *body) {
-    if (stream_count == MAX_STREAMS) return;
+/* What a prompt of token ids says; 0 when it is none, or not one of ours. */
+static int go_on_from_ids(struct connection *c, const char *body) {
+    const char *at = strstr(body, "\"prompt\"");
+    long long ids[2] = {0}, id;
+    int count = 0;
+    if (!at || *(at += strspn(at + 8, ": ") + 8) != '[') return 0;
+    for (char *end; id = strtoll(at + 1, &end, 10), end != at + 1; at = end + strspn(end, " ")) {
+        if (count < 2) ids[count] = id;
+        count++;
+    }
+    c->chunks = ids[0];
+    c->delay = ids[1] * 1000;
+    int before = count - PROMPT_IDS;
+    if (before < 0 || before >= c->chunks) return 0;
+    c->before = before;
+    return 1;
+}
+
+static void read_knobs(struct connection *c, const char *body) {
     c->chunks = knob(body, "[n=", 64);
     c->delay = knob(body, "[delay=", 0) * 1e6;
+    c->cut = knob(body, "[cut=", 0);
+}
+
+static void begin_stream(struct connection *c, const char *body) {
+    if (stream_count == MAX_STREAMS) return;
+    c->is_chat = strncmp(c->in, "POST /v1/chat/", 14) == 0;
+    c->before = c->cut = 0;
+    if (c->is_chat || !go_on_from_ids(c, body)) read_knobs(c, body);
     c->wants_usage = says(body, "\"include_usage\": true", "\"include_usage\":true");
-    c->sent = 0;
+    c->wants_ids = says(body, "\"return_token_ids\": true", "\"return_token_ids\":true");
+    c->sent = c->before;
     c->due = now();
     streams[stream_count++] = c;
     const char *head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
                        "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n";
     put(c, head, strlen(head));
+    if (c->is_chat) send_role(c);
     send_chunk(c);
 }
 
@@ -222,6 +288,10 @@ static void send_what_is_due(void) {
     for (int i = stream_count - 1; i >= 0; i--) {
         struct connection *c = streams[i];
         if (c->due > at) continue;
+        if (c->cut && c->sent == c->cut) {
+            if (!c->out_len) hang_up(c);
+            continue;
+        }
         send_chunk(c);
         if (!c->chunks && (c->closes || serve(c) < 0)) hang_up(c);
     }

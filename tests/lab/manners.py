@@ -1,6 +1,7 @@
 """Scripted manners of a host whose voice answers: each breaks one thing, and they compose."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 
@@ -195,7 +196,8 @@ def pause(seconds: float) -> Break:
     """Waits, and goes on as if nothing had been."""
 
     async def breaks(exchange: Exchange, raw: bytes) -> bool:
-        await asyncio.wait([asyncio.ensure_future(exchange.gone.wait())], timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(exchange.gone.wait(), seconds)
         return True
 
     return breaks

@@ -44,7 +44,7 @@ class Speech:
     """
 
     def __init__(self, voice: Voice, path: str, body: Json, *, step: int = 1, apart: bool = False) -> None:
-        self.is_chat = path.endswith("/chat/completions")
+        self.is_chat = path.endswith("chat/completions")
         self.is_stream = bool(body.get("stream"))
         self._voice = voice
         self._body = body

@@ -301,8 +301,8 @@ class Upstream:
                 line.now = exchange
                 await self.manner(exchange)
                 line.now = None
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # they left, or this server stops
         finally:
             writer.close()
 

@@ -61,7 +61,10 @@ class Answer:
 
     def _join(self, chunk: Json) -> None:
         for choice in choices_of(chunk):
-            begun = self._choices.setdefault(choice.get("index", 0), _begun(choice, self._endpoint))
+            index = choice.get("index", 0)
+            if not isinstance(index, int):
+                raise ValueError("a choice without an index")
+            begun = self._choices.setdefault(index, _begun(choice, self._endpoint))
             _join_choice(begun, choice)
         self._head |= {key: value for key, value in chunk.items() if value is not None and key != "choices"}
 

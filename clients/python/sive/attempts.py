@@ -19,7 +19,8 @@ from sive.routes import Rung
 class Attempt:
     """One request to one backend. Times are the events' own.
 
-    ``silent_at``: when its patience ends. ``first``: its first chunk. ``is_fresh``: it was not opened again.
+    ``silent_at``: when its patience ends. ``is_fresh``: it was not opened again. ``is_trial``: it tries a
+    backend that had rested. ``first``: its first chunk.
     """
 
     id: int
@@ -27,6 +28,7 @@ class Attempt:
     opened_at: float
     silent_at: float
     is_fresh: bool
+    is_trial: bool
     head: Head | None = None
     first: Json | None = None
 
@@ -107,7 +109,7 @@ class Attempts:
         """It is over; ``closes``: its backend may still be at work."""
         if self._open.pop(attempt.id, None) is None:
             return
-        self._health.closed(attempt.rung, relay)
+        self._health.closed(attempt.rung, relay, was_trial=attempt.is_trial)
         if closes:
             self._do.append(Close(attempt.id))
 
@@ -124,6 +126,6 @@ class Attempts:
 
     def _start(self, plan: Plan, now: float, silent_at: float, *, is_fresh: bool) -> None:
         self._opens += 1
-        self._open[self._opens] = Attempt(self._opens, plan, now, silent_at, is_fresh)
-        self._health.opened(plan.rung)
+        is_trial = self._health.opened(plan.rung)
+        self._open[self._opens] = Attempt(self._opens, plan, now, silent_at, is_fresh, is_trial)
         self._do.append(Open(self._opens, plan.rung, plan.request))

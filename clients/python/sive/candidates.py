@@ -39,6 +39,7 @@ class Candidates:
         self._report = report
         self._now = now
         self._too_long_for = 0
+        self._hedged: list[Rung] = []
         is_put_together = model.guards_json and not policy.strict and resume.streams_whole(call)
         self.is_guarded = call.stream or is_put_together
         self.can = resume.ability(call) if self.is_guarded else resume.NOT_AT_ALL
@@ -49,6 +50,8 @@ class Candidates:
         passed_over: list[Rung] = []
         rungs = [rung for rung in self._model.rungs if self._may_answer(rung)]
         for rung in rungs:
+            if rung in self._hedged:
+                continue
             if self._reads_no_more(rung):
                 message = "reads no more than the one for which it was too long"
                 self._report.fail(rung.backend.name, "context_length", message)
@@ -106,6 +109,10 @@ class Candidates:
                 rungs=group,
                 seed=self._seed,
             )
+
+    def was_hedge(self, rung: Rung) -> None:
+        """It was asked before its turn."""
+        self._hedged.append(rung)
 
     def was_too_long_for(self, rung: Rung) -> None:
         """Only a rung that reads more can help."""

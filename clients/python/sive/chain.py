@@ -68,12 +68,12 @@ class _CancelledError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How an answer broke off, and what of it there was."""
+    """How an answer broke off, and, if that can be carried on, what of it there was."""
 
     rung: Rung
     reason: str
     message: str
-    relay: Relay
+    relay: Relay | None
 
 
 class Chain:
@@ -110,8 +110,9 @@ class Chain:
         self._candidates = Candidates(call, model, policy, health, self.report, lambda: self._now)
         self._words = Words(call, model, policy, self.report)
         self._voice = Voice.of(call)
-        self._again_s: float | None = None
+        self._again: list[tuple[Plan, float]] = []
         self._too_long = ""
+        self._diverged: set[str] = set()
         self._is_relaying = False
         self._is_over = False
         self._steps = self._run()
@@ -176,19 +177,15 @@ class Chain:
 
     def _ask(self, plan: Plan) -> Asking:
         """Ask one backend, and if its failure invites it once more."""
-        self._again_s = None
+        self._again.clear()
         winner = yield from self._race(plan)
-        wait_s = self._may_retry_in(plan) if winner is None and not self._is_over else None
-        if wait_s is None:
+        if winner is not None or self._is_over or not self._again:
             return winner
+        again, wait_s = self._again.pop()
+        if self._now + wait_s >= self._deadline or not self._attempts.may_ask(again):
+            return None
         yield from self._pause(wait_s)
-        return (yield from self._race(plan))
-
-    def _may_retry_in(self, plan: Plan) -> float | None:
-        """How long to wait until the same backend is asked once more; None when it is not."""
-        wait_s = self._again_s
-        is_in_time = wait_s is not None and self._now + wait_s < self._deadline
-        return wait_s if is_in_time and self._attempts.may_ask(plan) else None
+        return (yield from self._race(again))
 
     def _race(self, plan: Plan) -> Asking:
         """Open an attempt, and a hedge when it is slow, until one has its first token."""
@@ -299,7 +296,9 @@ class Chain:
         rung, rest_s = attempt.rung, verdict.retry_after_s
         self.report.fail(rung.backend.name, reason, message, rest_s)
         self._health.failed(rung, verdict.blame, message, self._now, rest_s=rest_s)
-        self._again_s = verdict.wait_s if verdict.follow == "again" and not self._attempts else None
+        self._again.clear()
+        if verdict.follow == "again" and verdict.wait_s is not None and not self._attempts:
+            self._again.append((attempt.plan, verdict.wait_s))
         if verdict.follow == "no_answer" and self._policy.strict and attempt.plan.level is None:
             self._say(rung, words.bad_gateway(rung, message))
 
@@ -315,6 +314,7 @@ class Chain:
         hedge = next((one for one in self._candidates.hedges(plan) if self._attempts.may_ask(one)), None)
         if hedge is not None:
             self._attempts.open(hedge, self._now)
+            self._candidates.was_hedge(hedge.rung)
             self.report.hedges += 1
 
     # The one that answers, until its end
@@ -328,14 +328,11 @@ class Chain:
             cut = yield from self._flow(attempt.rung, relay)
         finally:
             self._is_relaying = False
-            self._deadline = self._now + budget_s  # only time in which the caller gets nothing counts
+            self._deadline = relay.fed_at + budget_s  # only time in which the caller gets nothing counts
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
             self._attempts.drop(attempt, relay=relay)
-        if isinstance(cut, _Cut):
-            return cut
-        self._finish(attempt.rung, cut, relay.usage)
-        return None
+        return cut if isinstance(cut, _Cut) else self._finish(attempt.rung, cut, relay.usage)
 
     def _begin(self, attempt: Attempt) -> Relay:
         assert attempt.head is not None  # noqa: S101 - it has its first token
@@ -394,29 +391,28 @@ class Chain:
                 case _:
                     pass
 
-    def _finish(self, rung: Rung, rest: bytes, usage: Json | None) -> None:
+    def _finish(self, rung: Rung, rest: bytes, usage: Json | None) -> _Cut | None:
+        """Say the end; an answer that cannot be put together broke off, in a way."""
         try:
             self._do += self._face.end(rest, self._words.headers(rung))
         except ValueError as exc:
-            self.report.fail(rung.backend.name, "malformed", f"an answer that cannot be read: {exc}")
-            self.report.is_broken_off = True
-            self._say(rung, words.broken_off(rung, "an answer that cannot be read"))
-            return
+            return _Cut(rung, "malformed", f"an answer that cannot be read: {exc}", None)
         self._complete(usage)
+        return None
 
     # Carrying on, when it broke off
 
     def _carry_on(self, cut: _Cut) -> Asking:
         """Ask whoever can go on with an answer; when nobody can, the caller is told."""
         self._note(cut)
-        said = cut.relay.transcript()
+        said = cut.relay.transcript() if cut.relay is not None else None
         if said is not None:
             self._voice.transcript = said
             self._voice.has_role = True
             if resume.has_all(self._call, said):
                 self._conclude(cut.rung)
                 return None
-            winner = yield from self._ask_in_turn(self._noting_failures(said, cut.rung))
+            winner = yield from self._ask_in_turn(self._ways_on(said, cut.rung))
             if winner is not None:
                 self.report.resumes.append((str(winner.plan.level), "ok"))
                 return winner
@@ -429,6 +425,7 @@ class Chain:
         self.report.fail(cut.rung.backend.name, cut.reason, cut.message)
         if cut.reason == "diverged":  # nothing of it was shown: it never carried the answer on
             self.report.resumes[-1] = (self.report.resumes[-1][0], "failed")
+            self._diverged.add(cut.rung.backend.name)
             return
         self.report.cuts.append(self.report.failures[-1])
         self._attempts.was_seen = True
@@ -439,9 +436,13 @@ class Chain:
             blame: Blame = "model" if cut.reason == "in_band_error" else "host"
             self._health.failed(cut.rung, blame, cut.message, self._now)
 
-    def _noting_failures(self, said: Transcript, cut: Rung) -> Iterator[Plan]:
+    def _ways_on(self, said: Transcript, cut: Rung) -> Iterator[Plan]:
         """The ways on; one that is given back for the next, and was tried, has failed."""
         for plan in self._candidates.to_carry_on(said, cut):
+            if plan.level != "tokens" and not self._face.has_said:
+                continue  # nothing was shown: what is not exact had better start over
+            if plan.level == "none" and plan.rung.backend.name in self._diverged:
+                continue
             tries = self._attempts.tries(plan)
             yield plan
             if self._attempts.tries(plan) > tries:
@@ -464,7 +465,9 @@ class Chain:
         winner = yield from self._ask_in_turn(self._candidates.in_turn())
         if winner is not None or self.report.is_complete:
             self.report.resumes.append(("restart", "ok"))
-        elif not self._is_over:
+        elif self._is_over:  # with somebody's error
+            self.report.is_broken_off = True
+        else:
             self._break_off(cut)
         return winner
 

@@ -18,6 +18,7 @@ SAMPLES = 64
 
 FIRST_REST_S = 1.0
 LESSON_S = 60.0
+ROUNDING_S = 0.001
 
 Key = tuple[str, str]
 """A backend's name and a model's there; ``""`` is the backend as a whole."""
@@ -25,12 +26,11 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class _Breaker:
-    """``failures`` in a row; ``rests_until`` is set while it is open; ``is_tried``: half open, and in use."""
+    """``failures`` in a row; ``rests_until`` is set while it is open; ``is_tried``: by somebody, then."""
 
     failures: int = 0
     rests: int = 0
     rests_until: float | None = None
-    is_refusal: bool = False
     is_tried: bool = False
     why: str = ""
 
@@ -113,21 +113,23 @@ class Health:
 
     # What a chain, or a prober, tells
 
-    def opened(self, rung: Rung) -> None:
-        """A request is on its way there."""
+    def opened(self, rung: Rung) -> bool:
+        """A request is on its way there; True when it is the one that tries a backend that had rested."""
         self._traffic[rung.backend.name].in_flight += 1
-        for key in _keys(rung):
-            if breaker := self._breakers.get(key):
-                breaker.is_tried = True
+        breakers = [self._breakers.get(key) for key in _keys(rung)]
+        tried = [b for b in breakers if b is not None and b.rests_until is not None and not b.is_tried]
+        for breaker in tried:
+            breaker.is_tried = True
+        return bool(tried)
 
-    def closed(self, rung: Rung, relay: Relay | None) -> None:
+    def closed(self, rung: Rung, relay: Relay | None, *, was_trial: bool = False) -> None:
         """A request there is over, whatever became of it."""
         traffic = self._traffic[rung.backend.name]
         traffic.in_flight -= 1
         if relay is not None:
             traffic.relays.discard(relay)
             traffic.token_at = max(traffic.token_at, relay.fed_at)
-        for key in _keys(rung):
+        for key in _keys(rung) if was_trial else ():
             if breaker := self._breakers.get(key):
                 breaker.is_tried = False
 
@@ -153,14 +155,13 @@ class Health:
         breaker.failures += 1
         breaker.why = why
         if blame == "refusal":
-            breaker.is_refusal = True
             breaker.rests_until = now + self._policy.clocks.refusal_s
         elif breaker.rests_until is not None or breaker.failures >= self._policy.failures:
             self._open(breaker, now, rest_s)
 
     def silent(self, rung: Rung, patience_s: float, why: str, now: float) -> bool:
         """It said nothing for so long. True when it is broken, False when others there get tokens: busy."""
-        if self.gave_token_at(rung.backend.name) > now - patience_s:
+        if now - self.gave_token_at(rung.backend.name) < patience_s - ROUNDING_S:
             return False
         breaker = self._breakers.setdefault((rung.backend.name, ""), _Breaker())
         breaker.failures += 1
@@ -191,7 +192,8 @@ class Health:
         longest_s = self._policy.clocks.rest_s
         rest_s = FIRST_REST_S * 2.0 ** min(breaker.rests, 10) if rest_s is None else rest_s
         breaker.rests += 1
-        breaker.rests_until = now + min(longest_s, rest_s)
+        # A refusal that rests for longer is not shortened by what came after it.
+        breaker.rests_until = max(breaker.rests_until or 0.0, now + min(longest_s, rest_s))
 
     def _may_be_tried(self, breaker: _Breaker, backend: Backend, now: float) -> bool:
         if breaker.rests_until is None:

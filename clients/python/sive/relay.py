@@ -136,7 +136,13 @@ class Relay:
             return self._done() if data.is_done else self._chunk(raw, data.json())
         except ValueError:
             self.malformed += 1
+            if self._can_be_cut_here():
+                self._happening = FailedInBand("an event that cannot be read")
             return b""  # what follows may still be whole
+
+    def _can_be_cut_here(self) -> bool:
+        """Is it better to have the answer carried on exactly than to leave out what could not be read?"""
+        return False
 
     def _done(self) -> bytes:
         # A backend that ignores `n` ends with fewer choices than were asked for.
@@ -203,8 +209,6 @@ class StreamRelay(Relay):
         self._read(self._kept)
         self._kept = []
         self._kept_bytes = 0
-        if self.malformed:
-            self._transcript.has_all_ids = False
         return self._transcript
 
     def finish(self) -> bytes:
@@ -218,18 +222,18 @@ class StreamRelay(Relay):
         return self._renamed({**_head(self._transcript), "choices": [], "usage": counted}) + DONE
 
     def _pass(self, whole: bytes) -> bytes:
-        if self._kept is not None:
-            self._keep(whole)
         if self._first or not (events := _plain_events(whole)):
             return super()._pass(whole)
         out = _IDS.sub(b"", whole) if self._strips_ids else whole
         if self._strips_ids and b'token_ids"' in out:  # spelled in a way that the expression does not know
             return super()._pass(whole)
         self.chunks += events
+        self._keep(whole)
         return out.replace(*self._rename) if self._rename else out
 
     def _keep(self, whole: bytes) -> None:
-        assert self._kept is not None  # noqa: S101 - its only caller has looked
+        if self._kept is None:
+            return
         self._kept.append(whole)
         self._kept_bytes += len(whole)
         if self._kept_bytes > MAX_KEPT_BYTES:
@@ -239,21 +243,27 @@ class StreamRelay(Relay):
             self._kept_bytes = sum(map(len, self._kept))
 
     def _read(self, kept: list[bytes]) -> None:
-        """Take kept events into the transcript, up to a failure."""
+        """Take kept events into the transcript."""
         for one in sse.split(b"".join(kept)):
             try:
                 data = sse.read(one)
-                chunk = data.json() if data is not None and not data.is_done else {}
-                if is_error(chunk) or "abort" in finish_reasons(chunk).values():
-                    break  # what follows was not passed on
-                self._transcript.add(chunk)
+                if data is not None:
+                    self._transcript.add(data.json())
             except ValueError:
                 self._transcript.has_all_ids = False
+
+    def _can_be_cut_here(self) -> bool:
+        said = self.transcript()
+        if said is None or (said.can_go_on_by_ids and said.text):
+            return said is not None
+        said.has_all_ids = False  # what is left out may have been text
+        return False
 
     def _chunk(self, raw: bytes, chunk: Json) -> bytes:
         finished = self._notice(chunk)
         if finished is None:
             return b""
+        self._keep(raw)
         is_stripped = self._strips_ids and _strip_ids(chunk)
         has_usage = bool(chunk.get("usage"))
         if has_usage and not chunk.get("choices"):

@@ -109,7 +109,7 @@ def ability(call: Call) -> Ability:
     is_one_text = (
         call.prompts == 1
         and body.get("n") in (None, 1)
-        and not any(body.get(name) for name in FIELDS_BEYOND_TEXT)
+        and not any(_is_asked(body.get(name)) for name in FIELDS_BEYOND_TEXT)
         and _reads_text(body)
     )
     has_grammar = any(_is_grammar(body.get(name)) for name in GRAMMAR_FIELDS)
@@ -199,8 +199,7 @@ def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: i
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
-    if isinstance(least := body.get("min_tokens"), int):
-        body["min_tokens"] = max(0, least - kept.tokens)
+    _less_of_min_tokens(body, kept.tokens)
     request = replace(first, endpoint="completions", body=body)
     is_limited = left is None and context is None
     return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens, is_limited=is_limited)
@@ -223,6 +222,7 @@ def by_text(
     if (left := _left(call, said.tokens)) is not None:
         body.pop("max_completion_tokens", None)
         body["max_tokens"] = left
+    _less_of_min_tokens(body, said.tokens)
     request = replace(first, body=body)
     return Plan(rung, request, dropped, "text", keeps_stop=True, before=said.tokens)
 
@@ -249,10 +249,20 @@ def _max_tokens(call: Call) -> int | None:
     return DEFAULT_COMPLETION_TOKENS if call.endpoint == "completions" else None
 
 
+def _less_of_min_tokens(body: Json, tokens: int) -> None:
+    if isinstance(least := body.get("min_tokens"), int):
+        body["min_tokens"] = max(0, least - tokens)
+
+
 def _left(call: Call, tokens: int) -> int | None:
     """How many tokens are left; None when nobody set a limit."""
     limit = _max_tokens(call)
     return None if limit is None else max(1, limit - tokens)
+
+
+def _is_asked(value: object) -> bool:
+    """Is a field meant? ``logprobs: 0`` is, the log probability of the token that was drawn."""
+    return value is not None and value is not False and value not in ("", [], {})
 
 
 def _is_grammar(value: object) -> bool:

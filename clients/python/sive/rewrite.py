@@ -14,10 +14,6 @@ from sive.resume import Plan
 from sive.stops import StopFinder
 from sive.transcript import Transcript
 
-DIVERGED = "it began another answer"
-ECHO_CHARS = 8
-"""So much of the text so far in one piece is the prompt coming back, not the answer going on."""
-
 
 @dataclass(slots=True)
 class Voice:
@@ -59,8 +55,8 @@ class RewritingRelay(Relay):
     """Writes each chunk anew, as the caller's one stream: one id, one role, one usage, one finish_reason.
 
     ``said``: what this backend goes on from, and adds to. ``swallow``: text that is expected first and not
-    shown again, because the caller has it. ``before``: tokens of the answer that are part of this backend's
-    prompt. ``is_limited``: it stops at a limit that the caller did not set.
+    shown again, because the caller has it; so are ``swallow_ids`` token ids. ``before``: tokens of the answer
+    that are part of this backend's prompt. ``is_limited``: it stops at a limit that the caller did not set.
     """
 
     def __init__(
@@ -70,6 +66,7 @@ class RewritingRelay(Relay):
         said: Transcript,
         *,
         swallow: str = "",
+        swallow_ids: int = 0,
         before: int = 0,
         resumes: bool = False,
         is_limited: bool = False,
@@ -78,25 +75,33 @@ class RewritingRelay(Relay):
         self._voice = voice
         self._transcript = said
         self._swallow = swallow
+        self._swallow_ids = swallow_ids
         self._before = before
         self._resumes = resumes
         self._is_limited = is_limited
         self._first = True
+        self._is_told = False
 
     def transcript(self) -> Transcript:
         """What the caller has: until all of it has come again, what it had before."""
-        if self._swallow:
-            return self._voice.transcript
-        if self.malformed:
-            self._transcript.has_all_ids = False
-        return self._transcript
+        return self._voice.transcript if self._swallow else self._transcript
 
     def finish(self) -> bytes:
-        """The usage, when it was asked for, and the end mark."""
+        """The usage, when it was asked for, and the end mark; once."""
+        if self._is_told:
+            return b""
+        self._is_told = True
         self.usage = self._counted()
         if self.usage is None or not self._wants_usage:
             return DONE
         return event(self._headed({"choices": [], "usage": self.usage})) + DONE
+
+    def _can_be_cut_here(self) -> bool:
+        said = self._transcript
+        if said.can_go_on_by_ids and said.text and not self._swallow:
+            return True
+        said.has_all_ids = False  # what is left out may have been text
+        return False
 
     def conclude(self, reason: str) -> bytes:
         """The end of an answer that was complete but for being told so."""
@@ -111,18 +116,12 @@ class RewritingRelay(Relay):
             return b""
         text = self._new(chunk)
         if text is None:
-            self._happening = Diverged(DIVERGED)
-            return b""
+            return self._diverge("it began another answer")
         return self._said(chunk, choices[0], text, finished.get(0))
 
     def _new(self, chunk: Json) -> str | None:
         """What of a chunk's text the caller does not have yet; None when it is not what the caller has."""
-        said = self._transcript
-        have = said.text
-        text = said.add(chunk)
-        if self._resumes and self._first and len(have) >= ECHO_CHARS and have in text:
-            text = text.rpartition(have)[2]  # vLLM gives the prompt back when its last character is torn
-            said.text = have + text
+        text = self._transcript.add(chunk)
         if not self._swallow:
             return text
         known = min(len(text), len(self._swallow))
@@ -131,10 +130,14 @@ class RewritingRelay(Relay):
         self._swallow = self._swallow[known:]
         return text[known:]
 
+    def _diverge(self, how: str) -> bytes:
+        self._finished.clear()  # with an answer that is not ours
+        self._happening = Diverged(how)
+        return b""
+
     def _said(self, chunk: Json, choice: Json, text: str, reason: str | None) -> bytes:
         if reason is not None and self._swallow:
-            self._happening = Diverged("it ended sooner")
-            return b""
+            return self._diverge("it ended sooner")
         if reason == "length" and self._is_limited:
             self._happening = Limited("it reached the limit it was given")
             self._finished.clear()
@@ -168,8 +171,7 @@ class RewritingRelay(Relay):
 
     def _rewritten(self, chunk: Json, choice: Json, shown: str, reason: str | None) -> Json:
         choice = {key: value for key, value in choice.items() if key not in ("text", "delta")}
-        if not self._voice.wants_ids:
-            choice.pop("token_ids", None)
+        self._show_ids(choice)
         if not self._voice.wants_ids or self._resumes:
             choice.pop("prompt_token_ids", None)
         said = self._delta(chunk, shown) if self._voice.endpoint == "chat/completions" else {"text": shown}
@@ -179,6 +181,15 @@ class RewritingRelay(Relay):
         if not self._voice.wants_ids or self._resumes:
             rewritten.pop("prompt_token_ids", None)
         return self._labelled(rewritten, is_last=reason is not None)
+
+    def _show_ids(self, choice: Json) -> None:
+        """To who asked for them, but for those that they have."""
+        ids = choice.pop("token_ids", None)
+        if not self._voice.wants_ids or not isinstance(ids, list):
+            return
+        known = min(len(ids), self._swallow_ids)
+        self._swallow_ids -= known
+        choice["token_ids"] = ids[known:]
 
     def _delta(self, chunk: Json, shown: str) -> Json:
         delta = dict(chunk["choices"][0].get("delta") or {})
@@ -226,13 +237,16 @@ def carrying_on(plan: Plan, label: Label, voice: Voice, stops: tuple[str, ...]) 
     if plan.keeps_stop and stops and voice.finder is None:
         voice.finder = StopFinder(stops)
         voice.finder.prime(had.text)
+    swallow_ids = 0
     match plan.level:
         case "tokens":
             said, swallow = had.carried_on_by_ids(), had.unsettled
+            swallow_ids = len(had.ids) - had.settled
         case "text":
             said, swallow = had.carried_on_by_text(), ""
         case "none":
             said, swallow = had.started_over(), had.text
+            swallow_ids = len(had.ids)
         case None:
             said, swallow = had, ""
     return RewritingRelay(
@@ -240,6 +254,7 @@ def carrying_on(plan: Plan, label: Label, voice: Voice, stops: tuple[str, ...]) 
         voice,
         said,
         swallow=swallow,
+        swallow_ids=swallow_ids,
         before=plan.before,
         resumes=plan.level is not None,
         is_limited=plan.is_limited,

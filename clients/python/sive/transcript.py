@@ -78,7 +78,7 @@ class Transcript:
             ids=[],
             settled=0,
             settled_chars=len(self.text),
-            spent=self.tokens,
+            spent=self._shown_tokens,
             pieces=0,
             has_all_ids=True,
             holds_back=False,
@@ -108,6 +108,11 @@ class Transcript:
         """Tokens of the answer so far; where a backend gave no ids, its pieces of text."""
         return self.spent + (len(self.ids) if self.has_all_ids else self.pieces)
 
+    @property
+    def _shown_tokens(self) -> int:
+        """The tokens of what was shown, at least: ids that came early do not count."""
+        return self.spent + self.pieces if self.holds_back else self.tokens
+
     def usage(self) -> Json | None:
         """The usage so far; None when the prompt was never counted."""
         return None if self.prompt_tokens is None else usage(self.prompt_tokens, self.tokens)
@@ -126,6 +131,6 @@ class Transcript:
         if text:
             self.text += text
             self.pieces += 1
-            # A piece of several tokens may end in one that is part of a character: its text comes later.
+            # vLLM gives no text for a token that ends inside a character. Of several at once the last may.
             if isinstance(ids, list) and len(ids) == 1:
                 self.settled, self.settled_chars = len(self.ids), len(self.text)

@@ -71,4 +71,5 @@ class _Reading:
                 self._receiver.on_data(raw)
                 await self._room.wait()
         finally:
-            await response.aclose()
+            # Shielded, because `close` may come just now, and what is half closed is left to the collector.
+            await asyncio.shield(asyncio.ensure_future(response.aclose()))

@@ -1,0 +1,1 @@
+"""Every fault against every way to ask; `python -m tests.chaos`."""

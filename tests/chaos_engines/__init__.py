@@ -1,0 +1,1 @@
+"""Real engines that die, freeze and return while answers run: `make chaos-engines`."""

@@ -82,6 +82,7 @@ class Engine:
         self._port = int(self._config.setdefault("port", free_port()))
         self.url = f"http://127.0.0.1:{self._port}/v1"
         self.context_tokens = settings.max_model_len
+        self.on_cpu = self._program.on_cpu
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._phase: Phase = "stopped"

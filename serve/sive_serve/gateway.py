@@ -246,7 +246,12 @@ def _parts(engine: Engine | None) -> EngineParts | None:
     if engine is None:
         return None
     backend = OpenAIBackend(
-        "engine", engine.url, context_tokens=engine.context_tokens, resume="tokens", probe="token"
+        "engine",
+        engine.url,
+        context_tokens=engine.context_tokens,
+        resume="tokens",
+        probe="token",
+        position_seeds=not engine.on_cpu,  # vLLM's CPU runner draws from a generator that starts anew
     )
     models = [EngineModel(model.name, model.weights, model.parent) for model in engine.models.values()]
     return EngineParts(backend, models)

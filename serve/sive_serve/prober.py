@@ -168,6 +168,7 @@ def _lesson(entry: dict[str, Any]) -> Learned:
     return Learned(
         weights if isinstance(weights, str) else None,
         context if isinstance(context, int) and context > 0 else None,
+        entry.get("position_seeds") is True,
     )
 
 

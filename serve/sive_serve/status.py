@@ -24,9 +24,11 @@ def _model(gateway: Gateway, model: Model) -> Json:
         "owned_by": "sive",
         "weights": model.weights,
     }
-    context = next((r.backend.context_tokens for r in model.rungs if not r.is_degraded), None)
-    if context is not None:
-        entry["max_model_len"] = context
+    own = next((rung.backend for rung in model.rungs if not rung.is_degraded), None)
+    if own is not None and own.context_tokens is not None:
+        entry["max_model_len"] = own.context_tokens
+    if own is not None and own.position_seeds:
+        entry["position_seeds"] = True
     return entry | ({"parent": model.parent} if model.parent else {})
 
 

@@ -44,10 +44,11 @@ class EngineParts:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a backend says of one of its models: whose voice it is, and how much it reads."""
+    """What a backend says of one of its models: whose voice it is, how much it reads, how it draws."""
 
     weights: str | None = None
     context_tokens: int | None = None
+    position_seeds: bool = False
 
 
 Lessons = Mapping[tuple[str, str], Learned]
@@ -200,8 +201,12 @@ class _Builder:
         if learned is None:
             return rung
         backend = rung.backend
-        if backend.context_tokens is None and isinstance(backend, OpenAIBackend):
-            backend = replace(backend, context_tokens=learned.context_tokens)
+        if isinstance(backend, OpenAIBackend):
+            backend = replace(
+                backend,
+                context_tokens=backend.context_tokens or learned.context_tokens,
+                position_seeds=backend.position_seeds or learned.position_seeds,
+            )
         return replace(rung, backend=backend, weights=rung.weights or learned.weights)
 
     def _why_no_local(self) -> str:

@@ -13,7 +13,7 @@ from sive.errors import LostError
 from sive.wires import Wire, WireRequest
 from sive.wires.aiohttp import AiohttpWire
 from sive.wires.httpx import HttpxWire
-from sive.wires.plain import HIGH_WATER_BYTES, PlainWire
+from sive.wires.plain import HIGH_WATER_BYTES, TURN_BYTES, PlainWire
 
 from tests.conftest import until
 from tests.lab import upstream
@@ -294,3 +294,45 @@ def test_a_compressed_reply_is_read_or_refused() -> None:
         assert run(AiohttpWire, lambda wire: fetch(wire, post(host)))[2] == b"hello"
         with pytest.raises(LostError, match="content-encoding gzip"):
             run(PlainWire, lambda wire: fetch(wire, post(host)))
+
+
+class Taker:
+    """A receiver that notes in which turn of the loop each piece came."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.over = asyncio.get_running_loop().create_future()
+
+    def on_head(self, status: int, headers: Any) -> None:
+        """The head."""
+
+    def on_data(self, data: bytes) -> None:
+        """A piece."""
+        self.pieces.append(data)
+
+    def on_end(self) -> None:
+        """The end."""
+        self.over.set_result("end")
+
+    def on_lost(self, lost: LostError) -> None:
+        """No end."""
+        self.over.set_result(lost.why)
+
+
+@pytest.mark.parametrize(("closes", "ended"), [(False, "end"), (True, "eof")])
+def test_a_burst_is_read_in_turns_and_whole(closes: bool, ended: str) -> None:
+    """A neighbour who sends a megabyte at once does not hold up the others, and nothing of it is lost."""
+    body = bytes(range(256)) * 4096
+    head = b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n" % (len(body) + closes)
+
+    async def work(wire: Wire) -> None:
+        taker = Taker()
+        exchange = wire.send(post(host), taker)
+        exchange.pause()
+        exchange.resume()
+        assert await asyncio.wait_for(taker.over, 10) == ended
+        assert b"".join(taker.pieces) == body
+        assert max(map(len, taker.pieces)) <= TURN_BYTES
+
+    with Upstream(raw(head + body, closes=closes)) as host:
+        run(PlainWire, work)

@@ -20,6 +20,9 @@ from sive.wires import KEEPALIVE_S, Receiver, WireRequest
 from sive.wires.outbox import Outbox
 
 MAX_HEAD_BYTES = 65_536
+TURN_BYTES = 32_768
+"""What is read of a reply before others have their turn: some 100 chunks, which take a millisecond."""
+
 HIGH_WATER_BYTES = 262_144
 """Reading pauses while so much of a body waits to be taken."""
 
@@ -36,7 +39,7 @@ class PlainWire:
     def __init__(self, *, connect_s: float = 3) -> None:
         self._connect_s = connect_s
         self._is_closed = False
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.outbox = Outbox()
         self._idle: defaultdict[Address, deque[_Connection]] = defaultdict(deque)
 
@@ -67,7 +70,7 @@ class PlainWire:
         if (connection := self._reusable(address)) is not None:
             connection.ask(exchange, data)
         else:
-            exchange.connecting = self._loop.create_task(self._connect(address, exchange, data))
+            exchange.connecting = self.loop.create_task(self._connect(address, exchange, data))
         return exchange
 
     async def aclose(self) -> None:
@@ -78,7 +81,7 @@ class PlainWire:
 
     def take_back(self, connection: "_Connection") -> None:
         """Keep a connection whose reply was read to the end."""
-        idle, now = self._idle[connection.address], self._loop.time()
+        idle, now = self._idle[connection.address], self.loop.time()
         while idle and not (idle[0].is_open and now - idle[0].idle_since < KEEPALIVE_S):
             idle.popleft().drop()
         if self._is_closed:
@@ -94,7 +97,7 @@ class PlainWire:
             idle.pop().drop()
 
     def _reusable(self, address: Address) -> "_Connection | None":
-        idle, now = self._idle[address], self._loop.time()
+        idle, now = self._idle[address], self.loop.time()
         while idle:
             connection = idle.pop()
             if connection.is_open and now - connection.idle_since < KEEPALIVE_S:
@@ -105,7 +108,7 @@ class PlainWire:
     async def _connect(self, address: Address, exchange: "_Exchange", data: bytes) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await self._loop.create_connection(
+                _, connection = await self.loop.create_connection(
                     lambda: _Connection(self, address), *address
                 )
         except TimeoutError:
@@ -175,6 +178,7 @@ class _Connection(asyncio.Protocol):
         self._wire = wire
         self._uses = 0
         self._is_paused = False
+        self._rest = b""
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
@@ -206,19 +210,23 @@ class _Connection(asyncio.Protocol):
         """Read no more for now."""
         if not self._is_paused and self.is_open:
             self._is_paused = True
-            self._transport.pause_reading()
+            if not self._rest:
+                self._transport.pause_reading()
 
     def resume(self) -> None:
         """Go on reading."""
         if self._is_paused and self.is_open:
             self._is_paused = False
-            self._transport.resume_reading()
+            if self._rest:
+                self._wire.loop.call_soon(self._next_turn)
+            else:
+                self._transport.resume_reading()
 
     def give_back(self) -> None:
         """To the pool when its reply was read to the end; else abort."""
         if self._exchange is not None:
             self._exchange.connection = None
-        if self._is_complete and self._keeps_alive and self.is_open:
+        if self._is_complete and self._keeps_alive and self.is_open and not self._rest:
             self.resume()
             self._reset()
             self._wire.take_back(self)
@@ -237,6 +245,25 @@ class _Connection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
+        if self._rest:
+            self._rest += data
+            return
+        self._parse(data[:TURN_BYTES])
+        if len(data) > TURN_BYTES and self.is_open:
+            self._rest = data[TURN_BYTES:]
+            self._transport.pause_reading()
+            self._wire.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Go on with what came at once: others had their turn."""
+        if self._is_paused or not self._rest:
+            return
+        rest, self._rest = self._rest, b""
+        self.data_received(rest)
+        if not self._rest and not self._is_paused and self.is_open:
+            self._transport.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
         if self._exchange is None:
             self.drop()  # bytes that nobody asked for
             return
@@ -259,6 +286,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._parse(rest)
         if self._exchange is None or self._is_complete:
             return
         if self._ends_with_close and exc is None:

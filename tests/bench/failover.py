@@ -5,7 +5,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from tests.bench import bodies, client, native, servers
+from tests.bench import bodies, client, leaving, native, servers
 from tests.bench.effort import Effort
 from tests.bench.native import Load, Row, wrong_answers
 from tests.bench.processes import Missing, Served, refused_port, two_cores
@@ -16,6 +16,7 @@ ALIVE, DEAD_FIRST = "every backend alive", "the first one dead"
 CUT, UNCUT = "cut streams", "streams"
 CUTS = "[delay=2][n=16][cut=8]"
 LEAST_CUTS = 50
+LEAVERS = 30
 
 Rows = dict[tuple[str, str], list[Row]]
 
@@ -35,7 +36,7 @@ def measure(effort: Effort) -> Section:
                 print(f"failover: {of}: {load.name}, {server.name}", file=sys.stderr)
                 rows[load.name, server.name].append(load.on(server, load_client, client_core))
         section.remarks += _resumes(sive, rows)
-    section.figures += _figures(rows)
+    section.figures += [*_figures(rows), _leaving_figure()]
     section.tables += _tables(rows)
     section.remarks += wrong_answers(rows)
     return section
@@ -79,6 +80,11 @@ def _figures(rows: Rows) -> list[Figure]:
         Figure("latency that a dead first backend adds, p50, its breaker open", 1, "ms", added),
         Figure("gap in a stream that was cut, p50, less the new backend's first chunk", 150, "ms", gaps),
     ]
+
+
+def _leaving_figure() -> Figure:
+    took = [1000 * one for one in leaving.seconds(LEAVERS)]
+    return Figure("from a caller's leaving to the close at the backend", 50, "ms", took)
 
 
 def _tables(rows: Rows) -> list[Table]:

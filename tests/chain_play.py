@@ -9,6 +9,7 @@ from sive.backends import Request
 from sive.backends.openai import LOCAL_FIELDS, OpenAIBackend
 from sive.calls import Call, parse
 from sive.chain import Chain
+from sive.chunks import has_token, is_error
 from sive.errors import Why
 from sive.events import (
     Alarm,
@@ -33,7 +34,7 @@ from sive.faces import StreamFace, WholeFace
 from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.protocol import Endpoint, dumps, loads
-from sive.relay import FailedInBand, Finished, has_token, is_error
+from sive.relay import FailedInBand, Finished
 from sive.relay import Relay as AnyRelay
 from sive.routes import Model, Rest, Rung
 

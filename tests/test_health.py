@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sive.health import SAMPLES, Health
+from sive.pass_on import StreamRelay
 from sive.policy import Clocks, Policy
-from sive.relay import Label, StreamRelay
+from sive.relay import Label
 from sive.routes import Rest, Rung
 
 from tests.chain_play import policy, rung

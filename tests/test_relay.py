@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sive import sse
+from sive.pass_on import MAX_KEPT_BYTES, StreamRelay
 from sive.protocol import dumps, loads
-from sive.relay import MAX_KEPT_BYTES, FailedInBand, Finished, Finishing, Label, StreamRelay
+from sive.relay import FailedInBand, Finished, Finishing, Label
 
 WORDS = st.lists(st.text(max_size=12), min_size=1, max_size=8)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])

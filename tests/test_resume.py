@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+from sive.ability import NOT_AT_ALL, Ability, ability, stops, streams_whole
 from sive.calls import Call
-from sive.resume import NOT_AT_ALL, Ability, ability, by_text, by_tokens, has_all, plans, stops, streams_whole
+from sive.resume import by_text, by_tokens, has_all, plans
 from sive.routes import Model, Rung
 from sive.transcript import Transcript
 

@@ -1,11 +1,14 @@
 """One JSON answer, put together from the chunks of its stream."""
 
+from collections.abc import KeysView
 from typing import Any
 
 from sive import sse
-from sive.protocol import Endpoint, Json, choices_of
+from sive.protocol import Endpoint, Json, choices_of, loads
 
 PORTION_BYTES = 32_768
+
+_SAYS_NOTHING_ELSE = frozenset({"index", "delta", "logprobs", "finish_reason", "stop_reason"})
 
 _OBJECTS: dict[Endpoint, str] = {"chat/completions": "chat.completion", "completions": "text_completion"}
 
@@ -24,6 +27,8 @@ class Answer:
         self._waiting_bytes = 0
         self._head: Json = {}
         self._choices: dict[int, Json] = {}
+        self._messages: dict[int, Json] = {}
+        self._keys: KeysView[str] = {}.keys()
 
     def append(self, events: bytes) -> None:
         """Take whole events.
@@ -50,14 +55,29 @@ class Answer:
 
     def _read(self) -> None:
         for one in sse.split(b"".join(self._events)):
-            data = sse.read(one)
-            if data is not None and not data.is_done:
-                try:
-                    self._join(data.json())
-                except (AttributeError, TypeError, KeyError) as exc:
-                    raise ValueError(f"a chunk of another shape than OpenAI's: {exc}") from exc
+            chunk = _chunk(one)
+            try:
+                if chunk is not None and not self._takes_text(chunk):
+                    self._join(chunk)
+            except (AttributeError, TypeError, KeyError) as exc:
+                raise ValueError(f"a chunk of another shape than OpenAI's: {exc}") from exc
         self._events.clear()
         self._waiting_bytes = 0
+
+    def _takes_text(self, chunk: Json) -> bool:
+        """The short way of the many chunks that only add text to what the ones before them began."""
+        choices: list[Json] = chunk.get("choices") or []
+        if chunk.keys() != self._keys or len(choices) != 1 or choices[0].keys() - _SAYS_NOTHING_ELSE:
+            return False
+        choice = choices[0]
+        delta, message = choice.get("delta") or {}, self._messages.get(choice.get("index", 0)) or {}
+        text, said = delta.get("content"), message.get("content")
+        if len(delta) != 1 or choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
+            return False
+        if not isinstance(text, str) or not isinstance(said, str):
+            return False
+        message["content"] = said + text
+        return True
 
     def _join(self, chunk: Json) -> None:
         for choice in choices_of(chunk):
@@ -66,7 +86,18 @@ class Answer:
                 raise ValueError("a choice without an index")
             begun = self._choices.setdefault(index, _begun(choice, self._endpoint))
             _join_choice(begun, choice)
+            self._messages[index] = begun.get("message", {})
         self._head |= {key: value for key, value in chunk.items() if value is not None and key != "choices"}
+        self._keys = chunk.keys()
+
+
+def _chunk(event: bytes) -> Json | None:
+    """What one event says; None for comments and the end mark."""
+    if event.startswith(b"data: {") and event.count(b"\n") == 2:
+        chunk: Json = loads(event[6:])
+        return chunk
+    data = sse.read(event)
+    return None if data is None or data.is_done else data.json()
 
 
 def _begun(choice: Json, endpoint: Endpoint) -> Json:

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator
 
-from sive import resume
+from sive import ability, resume
 from sive.calls import Call
 from sive.health import Health
 from sive.policy import Policy
@@ -40,9 +40,9 @@ class Candidates:
         self._now = now
         self._too_long_for = 0
         self._hedged: list[Rung] = []
-        is_put_together = model.guards_json and not policy.strict and resume.streams_whole(call)
+        is_put_together = model.guards_json and not policy.strict and ability.streams_whole(call)
         self.is_guarded = call.stream or is_put_together
-        self.can = resume.ability(call) if self.is_guarded else resume.NOT_AT_ALL
+        self.can = ability.ability(call) if self.is_guarded else ability.NOT_AT_ALL
         self._seed = self._drawn_seed()
 
     def in_turn(self) -> Iterator[Plan]:

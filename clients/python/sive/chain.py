@@ -8,10 +8,11 @@ import math
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-from sive import resume, words
+from sive import ability, resume, words
 from sive.attempts import Attempt, Attempts
 from sive.calls import Call
 from sive.candidates import Candidates
+from sive.chunks import finish_reasons, is_error
 from sive.errors import LOST_IN_WORDS
 from sive.events import (
     Alarm,
@@ -29,19 +30,10 @@ from sive.events import (
 from sive.events import Relay as RelayCommand
 from sive.faces import Face
 from sive.health import Health
+from sive.pass_on import StreamRelay
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
 from sive.protocol import Json, passed_on
-from sive.relay import (
-    ERROR_IN_BAND,
-    FailedInBand,
-    Finished,
-    Finishing,
-    Label,
-    Relay,
-    StreamRelay,
-    finish_reasons,
-    is_error,
-)
+from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay
 from sive.report import Report
 from sive.resume import Plan
 from sive.rewrite import Diverged, Limited, RewritingRelay, Voice, carrying_on
@@ -340,7 +332,7 @@ class Chain:
         if attempt.plan.level is None and not attempt.plan.keeps_stop:
             relay: Relay = self._passing_on(attempt, label)
         else:
-            relay = carrying_on(attempt.plan, label, self._voice, resume.stops(self._call))
+            relay = carrying_on(attempt.plan, label, self._voice, ability.stops(self._call))
         self.report.answered_by(rung, self._now)
         first_token_s = None if self._is_probe else self._now - attempt.opened_at
         self._health.answered(rung, first_token_s, self._now, relay)

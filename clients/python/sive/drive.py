@@ -12,6 +12,7 @@ from typing import Protocol
 from sive import sse
 from sive.backends import Reply, Translate, WireName
 from sive.chain import Chain
+from sive.chunks import has_token, is_error
 from sive.errors import LostError
 from sive.events import (
     Alarm,
@@ -32,7 +33,7 @@ from sive.events import (
     Step,
     Whole,
 )
-from sive.relay import Happening, has_token, is_error
+from sive.relay import Happening
 from sive.relay import Relay as AnyRelay
 from sive.wires import Exchange, Wire, WireRequest
 

@@ -4,9 +4,10 @@ from typing import Protocol
 
 from sive.answers import Answer
 from sive.calls import Call
+from sive.chunks import finish_reasons, is_error, merged
 from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
-from sive.relay import Label, Relay, finish_reasons, is_error, merged
+from sive.relay import Label, Relay
 
 WAITING = b": waiting\n\n"
 

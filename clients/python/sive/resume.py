@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from sive.ability import Ability
 from sive.backends import Request
 from sive.calls import Call
 from sive.protocol import Json
@@ -16,32 +17,6 @@ from sive.routes import Model, Rung, request_for
 from sive.transcript import Transcript
 
 Level = Literal["tokens", "text", "none"]
-
-ONE_PIECE_FIELDS = ("best_of", "prompt_logprobs", "use_beam_search", "audio", "prompt_embeds")
-"""What cannot be streamed, or not without losing something: such answers pass through whole."""
-
-GRAMMAR_FIELDS = (
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-)
-"""An engine's grammar begins anew with a new request: only starting over leads to the same answer."""
-
-FIELDS_BEYOND_TEXT = (
-    *ONE_PIECE_FIELDS,
-    "tools",
-    "functions",
-    "logprobs",
-    "top_logprobs",
-    "modalities",
-    "suffix",
-    "echo",
-    "prediction",
-)
-"""What makes an answer more than one text."""
 
 SAMPLING_FIELDS = (
     "temperature",
@@ -89,47 +64,6 @@ class Plan:
     keeps_stop: bool = False
     before: int = 0
     is_limited: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ability:
-    """What may be done when the answer to a request breaks off after some of it was shown."""
-
-    tokens: bool
-    text: bool
-    none: bool
-
-
-NOT_AT_ALL = Ability(tokens=False, text=False, none=False)
-
-
-def ability(call: Call) -> Ability:
-    """How the answer to a request can be carried on, if its backends can."""
-    body = call.body
-    is_one_text = (
-        call.prompts == 1
-        and body.get("n") in (None, 1)
-        and not any(_is_asked(body.get(name)) for name in FIELDS_BEYOND_TEXT)
-        and _reads_text(body)
-    )
-    has_grammar = any(_is_grammar(body.get(name)) for name in GRAMMAR_FIELDS)
-    is_free = is_one_text and not has_grammar
-    return Ability(
-        tokens=is_free and not (body.get("stop") and body.get("min_tokens")),
-        text=is_free and not isinstance(body.get("prompt"), list),
-        none=is_one_text and body.get("temperature") == 0,
-    )
-
-
-def streams_whole(call: Call) -> bool:
-    """Can one JSON answer be put together from a stream of it?"""
-    return not any(call.body.get(name) for name in ONE_PIECE_FIELDS)
-
-
-def stops(call: Call) -> tuple[str, ...]:
-    """The caller's stop strings."""
-    stop = call.body.get("stop")
-    return tuple(one for one in ([stop] if isinstance(stop, str) else stop or ()) if one)
 
 
 def has_all(call: Call, said: Transcript) -> bool:
@@ -258,21 +192,3 @@ def _left(call: Call, tokens: int) -> int | None:
     """How many tokens are left; None when nobody set a limit."""
     limit = _max_tokens(call)
     return None if limit is None else max(1, limit - tokens)
-
-
-def _is_asked(value: object) -> bool:
-    """Is a field meant? ``logprobs: 0`` is, the log probability of the token that was drawn."""
-    return value is not None and value is not False and value not in ("", [], {})
-
-
-def _is_grammar(value: object) -> bool:
-    return bool(value) and value != {"type": "text"}
-
-
-def _reads_text(body: Json) -> bool:
-    """Is all of the prompt text? Token ids do not say what a picture showed."""
-    for message in body.get("messages") or ():
-        content = message.get("content")
-        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
-            return False
-    return True

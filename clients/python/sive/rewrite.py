@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 
 from sive.calls import Call
+from sive.chunks import merged
 from sive.protocol import DONE, Endpoint, Json, event, usage
-from sive.relay import (
-    FailedInBand,
-    Label,
-    Relay,
-    merged,
-)
+from sive.relay import FailedInBand, Label, Relay
 from sive.resume import Plan
 from sive.stops import StopFinder
 from sive.transcript import Transcript

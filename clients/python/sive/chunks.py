@@ -1,0 +1,55 @@
+"""What a chunk of an answer says: pure readings of OpenAI's shapes."""
+
+from sive.protocol import Json, choices_of
+
+
+def merged(ours: Json, theirs: Json) -> Json:
+    """Our ``sive`` object, keeping what a sive further up says of its answer."""
+    both = dict(ours)
+    for mark in ("degraded", "truncated"):
+        if theirs.get(mark) is True:
+            both[mark] = True
+    names = theirs.get("dropped")
+    if isinstance(names, list):
+        both["dropped"] = sorted(
+            {*ours.get("dropped", ()), *(name for name in names if isinstance(name, str))}
+        )
+    return both
+
+
+def is_error(chunk: Json) -> bool:
+    """Is this an error inside a 200 stream?"""
+    return bool(chunk.get("error"))
+
+
+def finish_reasons(chunk: Json) -> dict[int, str]:
+    """The finish_reason of each choice that ends in this chunk, by its index.
+
+    Raises:
+        ValueError: the chunk has another shape than OpenAI's.
+    """
+    finished = {}
+    for choice in choices_of(chunk):
+        if reason := choice.get("finish_reason"):
+            index = choice.get("index", 0)
+            if not isinstance(index, int):
+                raise ValueError("a choice without an index")
+            finished[index] = str(reason)
+    return finished
+
+
+def has_token(chunk: Json) -> bool:
+    """Is this an answer, rather than the role or an empty beginning?
+
+    Raises:
+        ValueError: the chunk has another shape than OpenAI's.
+    """
+    return any(_says_something(choice) for choice in choices_of(chunk))
+
+
+def _says_something(choice: Json) -> bool:
+    delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        raise ValueError("a delta that is no object")
+    said = any(value for key, value in delta.items() if key != "role")
+    return bool(said or choice.get("text") or choice.get("finish_reason"))

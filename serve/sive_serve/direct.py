@@ -16,15 +16,16 @@ from sive.candidates import MAX_BYTES_PER_TOKEN
 from sive.chain import Chain
 from sive.drive import MAX_REPLY_BYTES, Caller, Driver
 from sive.errors import LostError
-from sive.events import Begin, Command, End
+from sive.events import Begin, Command, End, Head
 from sive.faces import WholeFace
 from sive.health import Health
 from sive.policy import Policy
 from sive.protocol import Json, with_model
-from sive.relay import Label
 from sive.report import Report
+from sive.resume import Plan
 from sive.routes import Model, Rung, request_for
 from sive.wires import Exchange, Receiver, Wire, WireRequest, WireResponse
+from sive.words import Words
 
 LARGE_BODY_BYTES = 65_536
 """From here on a body is not written anew for the sake of its model's name: at 7 MB that blocks for 25 ms."""
@@ -72,7 +73,7 @@ class Direct:
         self._driver: Driver | None = None
         self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._dropped: list[str] = []
+        self._report = Report(call, self._started_at, attempts=1)
         self._is_trial = False
         self._status = 0
         self._headers: Mapping[str, str] = {}
@@ -86,11 +87,12 @@ class Direct:
         self._timer = self._loop.call_later(min(clocks.whole_s, clocks.deadline_s), self._hand_over)
         self._is_trial = self._health.opened(self._rung)
         try:
-            request, self._dropped = request_for(self._call, self._model, self._rung, streams=False)
+            request, dropped = request_for(self._call, self._model, self._rung, streams=False)
             is_large = len(self._call.raw) > LARGE_BODY_BYTES
             if is_large and _changes_only_the_model(self._call.body, request.body):
                 raw = with_model(self._call.raw, self._call.model, self._rung.model)
                 request = replace(request, raw=raw)
+            self._plan = Plan(self._rung, request, dropped)
             self._request = next(self._rung.backend.flow(request))
             self._exchange = self._wires[self._rung.backend.wire].send(self._request, self)
         except Exception as exc:  # the outermost frame of a request: whoever started it is told
@@ -148,9 +150,9 @@ class Direct:
         if self._policy.judge(self._status, dict(self._headers), self._body).follow != "answer":
             return None
         try:
-            return WholeFace(self._call).whole(
-                self._body, Label(self._model.name, self._said()), self._told()
-            )
+            words = Words(self._call, self._model, self._policy, self._report)
+            label = words.label(self._plan, Head(0, self._started_at, self._status, self._headers))
+            return WholeFace(self._call).whole(self._body, label, words.headers(self._rung))
         except ValueError:
             return None
 
@@ -163,30 +165,10 @@ class Direct:
                     self._caller.begin(status, headers)
                 case End(data):
                     self._caller.end(data)
-        self._ended(self._report(usage), None)
-
-    def _said(self) -> Json:
-        return {
-            "backend": self._rung.backend.name,
-            "degraded": False,
-            "resumed": False,
-            "truncated": self._headers.get("x-sive-truncated") == "1",
-            "dropped": self._dropped,
-        }
-
-    def _told(self) -> dict[str, str]:
-        return {
-            "x-request-id": self._call.request_id,
-            "x-sive-attempts": "1",
-            "x-sive-backend": self._rung.backend.name,
-            "x-sive-degraded": "false",
-        }
-
-    def _report(self, usage: Json | None) -> Report:
-        report = Report(self._call, self._started_at, 200, self._rung.backend.name, attempts=1)
-        report.first_token_at = report.ended_at = self._loop.time()
-        report.usage, report.is_complete = usage, True
-        return report
+        self._report.answered_by(self._rung, self._loop.time())
+        self._report.ended_at = self._report.first_token_at
+        self._report.usage, self._report.is_complete = usage, True
+        self._ended(self._report, None)
 
     # Anything else
 

@@ -41,9 +41,20 @@ def test_a_success_begins_the_count_anew() -> None:
     """Failures count in a row."""
     known = failed(2)
     known.answered(POD, 0.1, 1)
+    known.completed(POD)
     known.failed(POD, "host", "it failed", 2)
     known.failed(POD, "host", "it failed", 2)
     assert known.rest(POD, 2) is None
+
+
+def test_first_tokens_alone_are_no_success() -> None:
+    """A backend that begins every answer and ends none is left alone after three."""
+    known = health()
+    for at in range(3):
+        assert known.rest(POD, at) is None
+        known.answered(POD, 0.1, at)
+        known.failed(POD, "host", "it broke off", at)
+    assert known.rest(POD, 3) is not None
 
 
 def test_nobodys_fault_counts_for_nothing() -> None:

@@ -75,9 +75,11 @@ class Direct:
         self._timer: asyncio.TimerHandle | None = None
         self._report = Report(call, self._started_at, attempts=1)
         self._is_trial = False
+        self._is_closed = False
         self._status = 0
         self._headers: Mapping[str, str] = {}
-        self._body = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
 
     # What a driver does
 
@@ -124,8 +126,9 @@ class Direct:
 
     def on_data(self, data: bytes) -> None:
         """Some of its answer."""
-        self._body += data
-        if len(self._body) > MAX_REPLY_BYTES:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > MAX_REPLY_BYTES:
             self._hand_over(LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes"))
 
     def on_end(self) -> None:
@@ -156,8 +159,15 @@ class Direct:
         except ValueError:
             return None
 
+    @property
+    def _body(self) -> bytes:
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
     def _pass_on(self, commands: list[Command], usage: Json | None) -> None:
         self._health.answered(self._rung, None, self._loop.time())
+        self._health.completed(self._rung)
         self._close()
         for command in commands:
             match command:
@@ -201,6 +211,9 @@ class Direct:
         return self._driver or self._hand_over()
 
     def _close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._health.closed(self._rung, None, was_trial=self._is_trial)
         if self._timer is not None:
             self._timer.cancel()

@@ -135,7 +135,12 @@ class Gateway:
             self.refuse(exchange, problem)
             return
         exchange.request_id = call.request_id
-        exchange.driver = self._driver(exchange, call, model)
+        try:
+            exchange.driver = self._driver(exchange, call, model)
+        except Exception:  # the outermost frame of a request: whoever sent it is told
+            log.exception("request %s failed", call.request_id)
+            self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
+            return
         self.running.add(exchange)
         exchange.driver.start()
 
@@ -204,6 +209,8 @@ class Gateway:
     def _ended(self, exchange: Exchange, report: Report, failure: Exception | None) -> None:
         self.running.discard(exchange)
         exchange.driver = None  # it holds the exchange in turn
+        if report.caller_left:
+            exchange.abort()
         if failure is None:
             self._observe(report)
             return

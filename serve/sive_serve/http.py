@@ -26,6 +26,10 @@ HOT_PATHS: dict[bytes, Endpoint] = {
     b"/v1/completions": "completions",
 }
 MAX_LENGTH_DIGITS = 18
+MAX_HEAD_BYTES = 65_536
+HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
 
 
 def refusal(problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
@@ -49,18 +53,32 @@ class GatewayProtocol(HttpToolsProtocol):
         self.gateway = gateway
         self.answering: Exchange | None = None
         self._reading: Exchange | None = None
+        self._is_in_head = False
+        self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the request; uvicorn looks for an expectation in each."""
         self.headers.append((name.lower(), value))
 
+    def data_received(self, data: bytes) -> None:
+        """Some of a request; a head without end is not waited for."""
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.gateway.outbox.flush()
+                self.transport.write(HEAD_TOO_LARGE)
+                self.transport.close()
+
     def on_message_begin(self) -> None:
         """Of a request: which way it takes is not known yet."""
+        self._is_in_head, self._head_bytes = True, 0
         self.url = b""
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Take it, or make up for what uvicorn would have done so far."""
+        self._is_in_head = False
         endpoint = self._endpoint()
         if endpoint is None:
             url, headers = self.url, self.headers
@@ -126,7 +144,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().send_400_response(msg)
 
     def _endpoint(self) -> Endpoint | None:
-        if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
+        if self.parser.get_method() != b"POST" or self._should_upgrade():
             return None
         return HOT_PATHS.get(self.url) or HOT_PATHS.get(_path(self.url))
 
@@ -246,7 +264,6 @@ class Exchange:
 
     def begin(self, status: int, headers: dict[str, str]) -> None:
         """The head; it goes out together with what follows."""
-        self.has_begun = True
         if "origin" in self.headers:
             headers = headers | self._gateway.cors_headers(self.headers["origin"])
         self._is_chunked = "content-length" not in headers
@@ -261,8 +278,9 @@ class Exchange:
         self._head = b"%b%b%b\r\n" % (
             STATUS_LINE[status],
             _lines(self._protocol.server_state.default_headers),
-            lines.encode("latin-1"),
+            lines.encode("latin-1", "replace"),
         )
+        self.has_begun = True
 
     def send(self, data: bytes) -> None:
         """Some of the body."""
@@ -295,6 +313,11 @@ class Exchange:
         """End the request from outside; the caller is told."""
         if self.driver is not None:
             self.driver.cancel(status=status, message=message, code=code)
+
+    def abort(self) -> None:
+        """The caller left, or never reads: what waits for it is dropped."""
+        if not self.response_complete:
+            self._protocol.transport.abort()
 
     def cut(self) -> None:
         """End in the middle: the caller sees that it was no clean end."""

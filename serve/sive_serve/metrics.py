@@ -9,6 +9,9 @@ from sive.protocol import Json
 from sive.report import Report
 
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+MAX_TOKENS = 10**9
+"""What counts more for one answer is no count."""
+
 FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 
@@ -138,7 +141,7 @@ class _Series:
         """What it took, as far as these are counts."""
         for name, counter in self._tokens:
             count = usage.get(name)
-            if isinstance(count, int) and count > 0:
+            if isinstance(count, int) and 0 < count < MAX_TOKENS:
                 counter.inc(count)
 
 

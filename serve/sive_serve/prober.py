@@ -19,7 +19,7 @@ from sive.policy import Policy
 from sive.protocol import dumps, loads
 from sive.report import Report
 from sive.routes import Model, Rung, Table
-from sive.wires import Wire
+from sive.wires import Wire, WireResponse
 
 TICK_S = 0.25
 JITTER = (0.7, 1.3)
@@ -143,19 +143,31 @@ class Prober:
             async with asyncio.timeout(self._policy.clocks.first_token_s):
                 response = await self._wires[backend.wire].open(request)
                 try:
-                    body = b"".join([piece async for piece in response])
+                    body = await _beginning(response)
                 finally:
                     await response.aclose()
         except (LostError, TimeoutError):
             return
         if response.status == 200:
-            self._learn({(backend.name, name): learned for name, learned in _lessons(body).items()})
+            wanted = {rung.model for rung in self._watched().get(backend.name, ())}
+            lessons = _lessons(body)
+            self._learn({(backend.name, name): lessons[name] for name in wanted & lessons.keys()})
+
+
+async def _beginning(response: WireResponse) -> bytes:
+    """The body, as far as anybody needs it."""
+    body = bytearray()
+    async for piece in response:
+        body += piece
+        if len(body) > MAX_LESSON_BYTES:
+            break
+    return bytes(body)
 
 
 def _lessons(body: bytes) -> dict[str, Learned]:
     """What a list of models says, whatever its shape."""
     try:
-        listed = loads(body[:MAX_LESSON_BYTES])
+        listed = loads(body)
     except ValueError:
         return {}
     entries: Any = listed.get("data") if isinstance(listed, dict) else None

@@ -113,6 +113,8 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second does not wait."""
         if self.should_exit:
+            self.force_exit = True
+            self._gateway.request_log.flush()
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news
         elif running := len(self._gateway.running):
             seconds = self._gateway.settings.gateway.drain_s

@@ -51,7 +51,7 @@ def ability(call: Call) -> Ability:
         call.prompts == 1
         and body.get("n") in (None, 1)
         and not any(_is_asked(body.get(name)) for name in FIELDS_BEYOND_TEXT)
-        and _reads_text(body)
+        and (call.endpoint == "completions" or _reads_text(body))
     )
     has_grammar = any(_is_grammar(body.get(name)) for name in GRAMMAR_FIELDS)
     is_free = is_one_text and not has_grammar

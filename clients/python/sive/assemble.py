@@ -67,6 +67,7 @@ def clocks(settings: Settings) -> Clocks:
         stall_s=gateway.stall_s,
         whole_s=gateway.whole_s,
         rest_s=gateway.rest_s,
+        refusal_s=gateway.refusal_s,
     )
 
 

@@ -41,10 +41,19 @@ class Attempt:
 class Attempts:
     """Opens and closes attempts by commands added to ``do``; ``health`` hears of each.
 
-    ``was_seen``: a backend may have begun to work on the request.
+    ``was_seen``: a backend may have begun to work on the request. ``is_probe``: it takes no caller's place.
     """
 
-    def __init__(self, call: Call, policy: Policy, health: Health, report: Report, do: list[Command]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        policy: Policy,
+        health: Health,
+        report: Report,
+        do: list[Command],
+        *,
+        is_probe: bool = False,
+    ) -> None:
         self.was_seen = False
         self._call = call
         self._policy = policy
@@ -55,6 +64,7 @@ class Attempts:
         self._opens = 0
         self._tries: Counter[str] = Counter()
         self._silent: set[str] = set()
+        self._is_probe = is_probe
 
     def __bool__(self) -> bool:
         """Is any open?"""
@@ -75,7 +85,7 @@ class Attempts:
             return False
         if self.was_seen and not self.may_repeat:
             return False
-        if self._health.is_full(backend):
+        if self._health.is_full(backend) and not self._is_probe:
             message = f"runs {backend.max_in_flight} requests, its max_in_flight"
             self._report.fail(backend.name, "full", message)
             return False
@@ -109,7 +119,7 @@ class Attempts:
         """It is over; ``closes``: its backend may still be at work."""
         if self._open.pop(attempt.id, None) is None:
             return
-        self._health.closed(attempt.rung, relay, was_trial=attempt.is_trial)
+        self._health.closed(attempt.rung, relay, was_trial=attempt.is_trial, counts=not self._is_probe)
         if closes:
             self._do.append(Close(attempt.id))
 
@@ -119,6 +129,10 @@ class Attempts:
             if attempt is not but:
                 self.drop(attempt)
 
+    def forgive(self, rung: Rung) -> None:
+        """That attempt does not count."""
+        self._tries[rung.backend.name] -= 1
+
     def never_again(self, rung: Rung) -> None:
         """Who was silent once is not asked again for this request."""
         self.was_seen = True
@@ -126,6 +140,6 @@ class Attempts:
 
     def _start(self, plan: Plan, now: float, silent_at: float, *, is_fresh: bool) -> None:
         self._opens += 1
-        is_trial = self._health.opened(plan.rung)
+        is_trial = self._health.opened(plan.rung, counts=not self._is_probe)
         self._open[self._opens] = Attempt(self._opens, plan, now, silent_at, is_fresh, is_trial)
         self._do.append(Open(self._opens, plan.rung, plan.request))

@@ -123,6 +123,8 @@ class Candidates:
         return max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
 
     def _gives_ids(self, rung: Rung) -> bool | None:
+        if self._policy.strict:  # a host we know nothing of is not asked for what OpenAI does not know
+            return False
         return self._health.gives_token_ids(rung.backend, self._now())
 
     def _may_answer(self, rung: Rung) -> bool:

@@ -12,7 +12,7 @@ from sive import ability, resume, words
 from sive.attempts import Attempt, Attempts
 from sive.calls import Call
 from sive.candidates import Candidates
-from sive.chunks import finish_reasons, is_error
+from sive.chunks import finish_reasons, is_error, refusal_status
 from sive.errors import LOST_IN_WORDS
 from sive.events import (
     Alarm,
@@ -32,7 +32,7 @@ from sive.faces import Face
 from sive.health import Health
 from sive.pass_on import StreamRelay
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
-from sive.protocol import Json, passed_on
+from sive.protocol import JSON_HEADERS, Json, dumps, passed_on
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay
 from sive.report import Report
 from sive.resume import Plan
@@ -98,10 +98,11 @@ class Chain:
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
         self._do: list[Command] = []
-        self._attempts = Attempts(call, policy, health, self.report, self._do)
+        self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)
         self._candidates = Candidates(call, model, policy, health, self.report, lambda: self._now)
         self._words = Words(call, model, policy, self.report)
         self._voice = Voice.of(call)
+        self._speaker: Rung | None = None
         self._again: list[tuple[Plan, float]] = []
         self._too_long = ""
         self._diverged: set[str] = set()
@@ -210,7 +211,11 @@ class Chain:
                 if not is_error(chunk) and "abort" not in finish_reasons(chunk).values():
                     attempt.first = chunk
                     return True
-                self._failed(attempt, "in_band_error", ERROR_IN_BAND, Verdict("no_answer", "model"))
+                if status := refusal_status(chunk):  # vLLM looks at some fields only after its 200
+                    head = Head(attempt.id, self._now, status, JSON_HEADERS)
+                    self._judge(attempt, head, dumps(chunk))
+                else:
+                    self._failed(attempt, "in_band_error", ERROR_IN_BAND, Verdict("no_answer", "model"))
             case Lost(why="reset_reused") if attempt.is_fresh and self._attempts.may_repeat:
                 self._attempts.reopen(attempt, self._now)
             case Lost(why=why):
@@ -227,13 +232,16 @@ class Chain:
         verdict = self._policy.judge(head.status, headers, body)
         rung, said = attempt.rung, "" if head.status < 400 else _message(head.status, body)
         self._attempts.was_seen |= head.status < 400 or head.status >= 500
-        if verdict.follow == "answer":
+        if verdict.follow == "answer" and attempt.plan.level is None and not attempt.plan.keeps_stop:
             self._whole(attempt, head, body)
+        elif verdict.follow == "answer":
+            what = "an answer in one piece where a stream was asked for"
+            self._failed(attempt, "malformed", what, Verdict("next_rung", "model"))
         elif rung.backend.is_local and rung.is_degraded:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
-        elif self._refuses_ids(attempt, head, said):
+        elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
             self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
         elif verdict.follow == "callers_answer" and attempt.plan.level is None:
@@ -249,22 +257,24 @@ class Chain:
             what = f"a {head.status} that is no answer" if head.status < 400 else f"HTTP {head.status}"
             self._failed(attempt, f"http_{head.status}", what, verdict)
 
-    def _refuses_ids(self, attempt: Attempt, head: Head, said: str) -> bool:
+    def _refuses_ids(self, attempt: Attempt, head: Head, body: bytes) -> bool:
         """Is the error about a field that only we asked for?"""
         asked = "return_token_ids" in attempt.plan.request.body and not self._voice.wants_ids
-        is_about_it = head.status in (400, 422) and "return_token_ids" in said
+        is_about_it = head.status in (400, 422) and b"return_token_ids" in body
         return asked and is_about_it and attempt.is_fresh and attempt.plan.level is None
 
     def _whole(self, attempt: Attempt, head: Head, body: bytes) -> None:
         try:
             label, headers = self._words.label(attempt.plan, head), self._words.headers(attempt.rung)
-            commands, usage = self._face.whole(body, label, headers)
+            strips_ids = "return_token_ids" in attempt.plan.request.body and not self._voice.wants_ids
+            commands, usage = self._face.whole(body, label, headers, strips_ids=strips_ids)
         except ValueError as exc:
             what = f"a 200 that is no answer: {exc}"
             self._failed(attempt, "malformed", what, Verdict("no_answer", "model"))
             return
         self._do += commands
         self._health.answered(attempt.rung, None, self._now)
+        self._health.completed(attempt.rung)
         self._attempts.drop(attempt, closes=False)
         self.report.answered_by(attempt.rung, self._now)
         self._complete(usage)
@@ -297,7 +307,7 @@ class Chain:
     # Hedging: the next rung is asked too, and the first to answer is kept
 
     def _hedge_at(self, plan: Plan) -> float:
-        if not self._model.hedges or plan.level is not None or not self._attempts.may_repeat:
+        if not (self._model.hedges and plan.request.stream and self._attempts.may_repeat) or plan.level:
             return math.inf
         slow_s = self._health.first_token_p95_s(plan.rung.backend.name)
         return math.inf if slow_s is None else self._now + slow_s
@@ -329,6 +339,8 @@ class Chain:
     def _begin(self, attempt: Attempt) -> Relay:
         assert attempt.head is not None  # noqa: S101 - it has its first token
         rung, label = attempt.rung, self._words.label(attempt.plan, attempt.head)
+        if attempt.plan.level is None:
+            self._speaker = rung
         if attempt.plan.level is None and not attempt.plan.keeps_stop:
             relay: Relay = self._passing_on(attempt, label)
         else:
@@ -337,7 +349,7 @@ class Chain:
         first_token_s = None if self._is_probe else self._now - attempt.opened_at
         self._health.answered(rung, first_token_s, self._now, relay)
         self._do += [*self._face.begin(relay, self._words.headers(rung)), RelayCommand(attempt.id, relay)]
-        relay.fed_at = self._now
+        relay.fed_at = relay.waits_since = self._now
         return relay
 
     def _passing_on(self, attempt: Attempt, label: Label) -> StreamRelay:
@@ -345,8 +357,8 @@ class Chain:
         body, can = attempt.plan.request.body, self._candidates.can
         asks_ids = bool(body.get("return_token_ids"))
         choices = (attempt.first or {}).get("choices") or [{}]
-        if asks_ids and choices[0].get("finish_reason") is None:
-            gives = isinstance(choices[0].get("token_ids"), list)
+        gives = isinstance(choices[0].get("token_ids"), list)
+        if gives or (asks_ids and choices[0].get("finish_reason") is None):
             self._health.learn_token_ids(attempt.rung.backend.name, self._now, gives=gives)
         return StreamRelay(
             label,
@@ -361,7 +373,7 @@ class Chain:
         """Wait for the end: how the answer broke off, or what is left to say when it is complete."""
         patience_s = self._clocks.stall_s
         while True:
-            incoming = yield from self._wait(relay.fed_at + patience_s)
+            incoming = yield from self._wait(relay.waits_since + patience_s)
             match incoming:
                 case Event(event=Finished(usage)):
                     relay.usage = usage
@@ -374,9 +386,11 @@ class Chain:
                     return _Cut(rung, _reason(failure), failure.message, relay)
                 case Lost(why=why):
                     return _Cut(rung, why, LOST_IN_WORDS[why], relay)
+                case Alarm(at=at) if relay.is_blocked and at >= relay.fed_at + self._clocks.deadline_s:
+                    raise _CallerIsGoneError  # one who never reads must not hold a backend for ever
                 case Alarm(at=at) if relay.is_blocked:
-                    relay.fed_at = at  # time blocked on a slow caller is nobody's stall
-                case Alarm(at=at) if at >= relay.fed_at + patience_s:
+                    relay.waits_since = at  # time blocked on a slow caller is nobody's stall
+                case Alarm(at=at) if at >= relay.waits_since + patience_s:
                     if relay.is_finished:
                         return relay.finish()
                     return _Cut(rung, "stall", f"no token for {patience_s:g} s", relay)
@@ -389,6 +403,8 @@ class Chain:
             self._do += self._face.end(rest, self._words.headers(rung))
         except ValueError as exc:
             return _Cut(rung, "malformed", f"an answer that cannot be read: {exc}", None)
+        if not self._is_probe:  # one token says nothing of the next hundred
+            self._health.completed(rung)
         self._complete(usage)
         return None
 
@@ -399,14 +415,19 @@ class Chain:
         self._note(cut)
         said = cut.relay.transcript() if cut.relay is not None else None
         if said is not None:
+            if cut.reason == "limited" and said.settled_chars > self._voice.transcript.settled_chars:
+                self._attempts.forgive(cut.rung)
+            if said is not self._voice.transcript:  # else nothing of what was cut was shown
+                self._speaker = cut.rung
             self._voice.transcript = said
             self._voice.has_role = True
             if resume.has_all(self._call, said):
                 self._conclude(cut.rung)
                 return None
-            winner = yield from self._ask_in_turn(self._ways_on(said, cut.rung))
+            winner = yield from self._ask_in_turn(self._ways_on(said, self._speaker or cut.rung))
             if winner is not None:
                 self.report.resumes.append((str(winner.plan.level), "ok"))
+            if winner is not None or self._is_over:
                 return winner
         if not self._face.has_said:
             return (yield from self._start_over(cut))

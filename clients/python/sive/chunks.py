@@ -22,6 +22,26 @@ def is_error(chunk: Json) -> bool:
     return bool(chunk.get("error"))
 
 
+def refusal_status(chunk: Json) -> int | None:
+    """The 4xx status of an error inside a stream, as vLLM gives it in ``code``; None when it says none."""
+    error = chunk.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 500 else None
+
+
+def strip_ids(answer: Json) -> bool:
+    """Take the token ids out of a chunk or an answer; were there any?
+
+    Raises:
+        ValueError: it has another shape than OpenAI's.
+    """
+    found = answer.pop("prompt_token_ids", None) is not None
+    for choice in choices_of(answer):
+        for key in ("token_ids", "prompt_token_ids"):
+            found = choice.pop(key, None) is not None or found
+    return found
+
+
 def finish_reasons(chunk: Json) -> dict[int, str]:
     """The finish_reason of each choice that ends in this chunk, by its index.
 

@@ -253,7 +253,7 @@ class _Attempt:
         """The caller is not slow any more."""
         if self._relay is not None and self._relay.is_blocked and self._exchange is not None:
             self._relay.is_blocked = False
-            self._relay.fed_at = self._loop.time()  # its patience begins now
+            self._relay.waits_since = self._loop.time()
             self._exchange.resume()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from sive.answers import Answer
 from sive.calls import Call
-from sive.chunks import finish_reasons, is_error, merged
+from sive.chunks import finish_reasons, is_error, merged, strip_ids
 from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
 from sive.relay import Label, Relay
@@ -35,8 +35,10 @@ class Face(Protocol):
     def start_over(self) -> None:
         """Forget what came: another answer begins."""
 
-    def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
-        """An answer in one piece, and its usage.
+    def whole(
+        self, body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
+    ) -> tuple[list[Command], Json | None]:
+        """An answer in one piece, and its usage. ``strips_ids``: only we asked for its token ids.
 
         Raises:
             ValueError: the body is no answer.
@@ -69,7 +71,9 @@ class StreamFace:
     def start_over(self) -> None:
         """Nothing was kept."""
 
-    def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
+    def whole(
+        self, body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
+    ) -> tuple[list[Command], Json | None]:
         """A host that answers a stream request in one piece did not do what it was asked."""
         raise ValueError("an answer in one piece where a stream was asked for")
 
@@ -117,13 +121,17 @@ class WholeFace:
         """Forget what came."""
         self._answer = Answer(self._call.endpoint)
 
-    def whole(self, body: bytes, label: Label, headers: dict[str, str]) -> tuple[list[Command], Json | None]:
+    def whole(
+        self, body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
+    ) -> tuple[list[Command], Json | None]:
         """The backend's answer under the caller's name for the model, and who spoke."""
         answer = loads(body)
         if not isinstance(answer, dict) or is_error(answer) or not answer.get("choices"):
             raise ValueError("no JSON object with choices")
         if "abort" in finish_reasons(answer).values():
             raise ValueError("the backend aborted it")
+        if strips_ids:
+            strip_ids(answer)
         upstream = answer.get("sive")
         answer["sive"] = merged(label.sive, upstream if isinstance(upstream, dict) else {})
         if label.model is not None:

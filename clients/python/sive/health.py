@@ -113,19 +113,21 @@ class Health:
 
     # What a chain, or a prober, tells
 
-    def opened(self, rung: Rung) -> bool:
+    def opened(self, rung: Rung, *, counts: bool = True) -> bool:
         """A request is on its way there; True when it is the one that tries a backend that had rested."""
-        self._traffic[rung.backend.name].in_flight += 1
+        self._traffic[rung.backend.name].in_flight += counts
         breakers = [self._breakers.get(key) for key in _keys(rung)]
         tried = [b for b in breakers if b is not None and b.rests_until is not None and not b.is_tried]
         for breaker in tried:
             breaker.is_tried = True
         return bool(tried)
 
-    def closed(self, rung: Rung, relay: Relay | None, *, was_trial: bool = False) -> None:
+    def closed(
+        self, rung: Rung, relay: Relay | None, *, was_trial: bool = False, counts: bool = True
+    ) -> None:
         """A request there is over, whatever became of it."""
         traffic = self._traffic[rung.backend.name]
-        traffic.in_flight -= 1
+        traffic.in_flight -= counts
         if relay is not None:
             traffic.relays.discard(relay)
             traffic.token_at = max(traffic.token_at, relay.fed_at)
@@ -143,6 +145,12 @@ class Health:
             traffic.first_token_s.append(first_token_s)
         if relay is not None:
             traffic.relays.add(relay)
+        for key in _keys(rung):
+            if (breaker := self._breakers.get(key)) and breaker.rests_until is not None:
+                del self._breakers[key]
+
+    def completed(self, rung: Rung) -> None:
+        """It gave a whole answer: what went wrong before is forgotten, as after a first token it is not."""
         for key in _keys(rung):
             self._breakers.pop(key, None)
 

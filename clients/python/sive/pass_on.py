@@ -3,8 +3,8 @@
 import re
 
 from sive import sse
-from sive.chunks import merged
-from sive.protocol import DONE, Json, choices_of, dumps, event
+from sive.chunks import merged, strip_ids
+from sive.protocol import DONE, Json, dumps, event
 from sive.relay import FailedInBand, Finished, Label, Relay
 from sive.transcript import Transcript
 
@@ -67,7 +67,7 @@ class StreamRelay(Relay):
         return self._renamed({**_head(self._transcript), "choices": [], "usage": counted}) + DONE
 
     def _pass(self, whole: bytes) -> bytes:
-        if self._first or not (events := _plain_events(whole)):
+        if self._first or self._choices > 1 or not (events := _plain_events(whole)):
             return self._pass_mixed(whole)
         out = _IDS.sub(b"", whole) if self._strips_ids else whole
         if self._strips_ids and b'token_ids"' in out:  # spelled in a way that the expression does not know
@@ -121,7 +121,7 @@ class StreamRelay(Relay):
         if finished is None:
             return b""
         self._keep(raw)
-        is_stripped = self._strips_ids and _strip_ids(chunk)
+        is_stripped = self._strips_ids and strip_ids(chunk)
         has_usage = bool(chunk.get("usage"))
         if has_usage and not chunk.get("choices"):
             self._showed_usage = True
@@ -141,6 +141,8 @@ class StreamRelay(Relay):
             self._rename = _renaming(raw, chunk, self._label.model)
         if not self._wants_usage:
             chunk.pop("usage", None)
+        elif is_last and chunk.get("usage"):
+            self._showed_usage = True
         return self._renamed(chunk)
 
     def _renamed(self, chunk: Json) -> bytes:
@@ -151,15 +153,6 @@ class StreamRelay(Relay):
 
 def _head(said: Transcript) -> Json:
     return {"id": said.id, "object": said.object, "created": said.created, "model": said.model}
-
-
-def _strip_ids(chunk: Json) -> bool:
-    """Take out what only we asked for; was there any?"""
-    found = chunk.pop("prompt_token_ids", None) is not None
-    for choice in choices_of(chunk):
-        for key in ("token_ids", "prompt_token_ids"):
-            found = choice.pop(key, None) is not None or found
-    return found
 
 
 def _plain_events(whole: bytes) -> int:

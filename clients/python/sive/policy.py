@@ -18,7 +18,7 @@ Blame = Literal["nobody", "model", "host", "refusal"]
 """Whose breaker an outcome counts for: the model on that backend, the whole backend, or, for what asking
 again does not mend (a wrong key, no credit), the whole backend for long."""
 
-REFUSALS = frozenset({401, 402, 403, 404})
+REFUSALS = frozenset({401, 402, 403})
 LOST_IN_STRICT = frozenset[Why]({"refused", "dns", "tls", "timeout", "reset", "reset_reused", "eof"})
 STATUSES_IN_STRICT = frozenset({502, 503, 504})
 UNSEEN = frozenset[Why]({"refused", "dns", "tls", "timeout"})
@@ -90,10 +90,17 @@ class Policy:
             return Verdict("callers_answer")
         if status == 429:
             return self._too_many(headers)
+        if status == 500 and "html" not in headers.get("content-type", ""):
+            return Verdict("again", "model", self.backoff_s())
+        if status == 503:
+            return self._unavailable(headers, body)
         if not _looks_like_json(headers, body):
+            # A proxy says 404 like that for a pod that boots: no refusal.
             return Verdict("next_rung", "refusal" if status in REFUSALS else "host")
         if status >= 500:
-            return self._server_error(status, headers, body)
+            if status == 502:
+                return Verdict("again", "host", self.backoff_s())
+            return Verdict("next_rung", "host")
         return self._client_error(status, body)
 
     def lost(self, why: Why, *, before_a_byte: bool) -> Verdict:
@@ -107,13 +114,6 @@ class Policy:
     def backoff_s(self) -> float:
         """How long to wait, jittered, before the same backend is asked again."""
         return self.uniform(*self.clocks.backoff_s)
-
-    def _server_error(self, status: int, headers: dict[str, str], body: bytes) -> Verdict:
-        if status == 503:
-            return self._unavailable(headers, body)
-        if status in (500, 502):
-            return Verdict("again", "model" if status == 500 else "host", self.backoff_s())
-        return Verdict("next_rung", "host")
 
     def _unavailable(self, headers: dict[str, str], body: bytes) -> Verdict:
         if any(word in error_text(body) for word in BUSY_WORDS):

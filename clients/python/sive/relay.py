@@ -5,7 +5,7 @@ from typing import Protocol
 
 from sive import sse
 from sive.chunks import finish_reasons, is_error
-from sive.protocol import DONE, Json
+from sive.protocol import DONE, Json, choices_of
 from sive.transcript import Transcript
 
 
@@ -63,13 +63,15 @@ class Relay:
     """The stream of one backend on its way to the caller: ``feed`` bytes, send what comes back.
 
     ``take`` says when the state changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is
-    the time of the last chunk, ``is_blocked`` says that the caller is slow to take them, ``chunks`` and
-    ``malformed`` count events, ``usage`` is what the backend counted. ``gathered``: where the bytes go
-    instead, when the caller wants one piece. A subclass says what becomes of a chunk.
+    the time of the last chunk, ``waits_since`` when the patience with the next one began, ``is_blocked``
+    says that the caller is slow to take them, ``chunks`` and ``malformed`` count events, ``usage`` is what
+    the backend counted. ``gathered``: where the bytes go instead, when the caller wants one piece.
+    A subclass says what becomes of a chunk.
     """
 
     def __init__(self, label: Label, *, wants_usage: bool, choices: int = 1) -> None:
         self.fed_at = 0.0
+        self.waits_since = 0.0
         self.is_blocked = False
         self.chunks = 0
         self.malformed = 0
@@ -80,6 +82,7 @@ class Relay:
         self._wants_usage = wants_usage
         self._choices = choices
         self._finished: set[int] = set()
+        self._begun: set[int] = set()  # as far as chunks are read
         self._splitter = sse.Splitter()
 
     def feed(self, raw: bytes, at: float) -> bytes:
@@ -90,7 +93,7 @@ class Relay:
         before = self.chunks
         out = self._pass(whole)
         if self.chunks > before:  # a backend that only sends comments is as silent as one that sends nothing
-            self.fed_at = at
+            self.fed_at = self.waits_since = at
         if self.gathered is not None:
             self.gathered.append(out)
             return b""
@@ -140,7 +143,7 @@ class Relay:
 
     def _done(self) -> bytes:
         # A backend that ignores `n` ends with fewer choices than were asked for.
-        if not self._finished:
+        if not self._finished or self._begun - self._finished:
             self._happening = FailedInBand(CUT_SHORT)
             return b""
         out = self.finish()
@@ -157,6 +160,9 @@ class Relay:
             self._happening = FailedInBand(ERROR_IN_BAND)
             return None
         finished = finish_reasons(chunk)
+        if finished and finished.keys() <= self._finished:
+            return None  # said before
+        self._begun |= {choice.get("index", 0) for choice in choices_of(chunk)}
         self.chunks += 1
         if isinstance(counted := chunk.get("usage"), dict):
             self.usage = counted

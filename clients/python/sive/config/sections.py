@@ -33,6 +33,7 @@ class GatewaySettings(Section):
     stall_s: Seconds = 8
     whole_s: Seconds = 100
     rest_s: Annotated[float, Field(gt=0, le=10)] = 5
+    refusal_s: Seconds = 300
     probe_interval_s: Seconds = 3
     drain_s: Seconds = 20
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000

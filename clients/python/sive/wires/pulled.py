@@ -3,6 +3,8 @@
 import asyncio
 import logging
 
+import anyio
+
 from sive.errors import LostError
 from sive.wires import Receiver, WireRequest, WireResponse
 
@@ -22,7 +24,11 @@ class PulledWire:
 
 
 class _Reading:
-    """A task that reads one reply."""
+    """A task that reads one reply.
+
+    It is stopped by a cancel scope and not by ``Task.cancel``, which would also end a client library in the
+    middle of closing a connection, and leave the socket to the collector.
+    """
 
     def __init__(self, wire: PulledWire, request: WireRequest, receiver: Receiver) -> None:
         self._wire = wire
@@ -30,6 +36,7 @@ class _Reading:
         self._receiver: Receiver | None = receiver
         self._room = asyncio.Event()
         self._room.set()
+        self._scope: anyio.CancelScope | None = None  # until the task runs
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def pause(self) -> None:
@@ -43,11 +50,15 @@ class _Reading:
     def close(self) -> None:
         """Stop reading; the connection closes with the task."""
         self._receiver = None
-        self._task.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+        else:
+            self._task.cancel()
 
     async def _run(self) -> None:
         try:
-            await self._read()
+            with anyio.CancelScope() as self._scope:
+                await self._read()
         except LostError as lost:
             if self._receiver is not None:
                 self._receiver.on_lost(lost)
@@ -71,5 +82,5 @@ class _Reading:
                 self._receiver.on_data(raw)
                 await self._room.wait()
         finally:
-            # Shielded, because `close` may come just now, and what is half closed is left to the collector.
-            await asyncio.shield(asyncio.ensure_future(response.aclose()))
+            with anyio.CancelScope(shield=True):
+                await response.aclose()

@@ -54,7 +54,7 @@ def test_first_tokens_alone_are_no_success() -> None:
         assert known.rest(POD, at) is None
         known.answered(POD, 0.1, at)
         known.failed(POD, "host", "it broke off", at)
-    assert known.rest(POD, 3) is not None
+    assert known.rest(POD, 2.5) is not None
 
 
 def test_nobodys_fault_counts_for_nothing() -> None:

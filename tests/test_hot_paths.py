@@ -206,3 +206,47 @@ def test_a_page_that_is_named_may_read_answers(serve: Serve) -> None:
             assert "x-sive-backend" in answer.headers["access-control-expose-headers"]
         answer = httpx2.post(url, json={}, headers={"origin": "https://other.example"})
         assert "access-control-allow-origin" not in answer.headers
+
+
+def test_an_offered_upgrade_is_not_taken(serve: Serve) -> None:
+    """Some clients offer HTTP/2 with every request; they are answered as others are."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(routed(host))
+        offer = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQ")
+        got = talk(served.port, post(BODY, *offer), until_has=b'"ok"')
+    assert got.startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_refused(serve: Serve) -> None:
+    """Whoever sends headers for ever is told so, key or not, and fills no memory."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(routed(host), SIVE_API_KEYS="k")
+        lines = b"".join(b"x-%d: %s\r\n" % (number, b"y" * 1000) for number in range(200))
+        got = talk(served.port, b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n", lines, until_has=b"\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 431")
+
+
+def test_fields_of_another_endpoint_break_nothing(serve: Serve) -> None:
+    """A completion with messages of any shape is a completion; the next on the line is answered too."""
+    odd = json.dumps({"model": "m", "prompt": "hi", "messages": ["x"]}).encode()
+    with Upstream(upstream.says(400)) as host:
+        served = serve(routed(host))
+        both = post(odd, path="/v1/completions") + post(odd, "connection: close", path="/v1/completions")
+        got = talk(served.port, both, until_has=b"never")
+    assert got.count(b"HTTP/1.1 400") == 2
+    assert got.count(b"lab error") == 2
+
+
+@pytest.mark.parametrize("stop", [None, ["END"]])
+def test_one_piece_where_a_stream_was_asked_for_is_passed_over(serve: Serve, stop: list[str] | None) -> None:
+    """Ids that only we asked for are not shown; text that was not looked through for stops is no answer."""
+    whole = {
+        "choices": [
+            {"index": 0, "message": {"content": "a END b"}, "finish_reason": "stop", "token_ids": [1]}
+        ]
+    }
+    with Upstream(upstream.says(200, whole)) as deaf, Upstream(upstream.answers("a ")) as host:
+        served = serve(routed(deaf, host, more="").replace('name = "b0"', 'name = "b0"\nresume = "tokens"'))
+        answer = ask(served, **({"stop": stop} if stop else {}))
+    assert "token_ids" not in answer.text
+    assert answer.headers["x-sive-backend"] == ("b1" if stop else "b0")

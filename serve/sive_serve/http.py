@@ -7,6 +7,7 @@ Every other request takes uvicorn's way to the ASGI application.
 
 import asyncio
 import hmac
+import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,7 @@ HOT_PATHS: dict[bytes, Endpoint] = {
     b"/v1/completions": "completions",
 }
 MAX_LENGTH_DIGITS = 18
+_OFFER = re.compile(rb"(\r\n)upgrade:(?=[ \t]*h2c)", re.IGNORECASE)
 MAX_HEAD_BYTES = 65_536
 HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -62,6 +64,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request; a head without end is not waited for."""
+        if b"h2c" in data:  # the parser would read no body after an offer that nobody takes
+            data = _OFFER.sub(rb"\1x-offered:", data)
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)

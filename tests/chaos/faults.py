@@ -154,7 +154,7 @@ FAULTS = (
     one("cut, usage not asked", cuts(6), usage=False),
     one("cut, undeclared", cuts(6), keys=UNDECLARED),
     one("stall", cuts(6, manners.silence)),
-    one("malformed event between two", cuts(6, manners.nonsense), cpu="whole", attempts=1),
+    one("malformed event between two", cuts(6, manners.nonsense)),
     one("no [DONE]", speaks(end=manners.no_done), cpu="whole", attempts=1),
     one("no [DONE], line held", speaks(end=manners.never_ends), cpu="whole", attempts=1),
     one("[DONE] without finish_reason", cuts(6, manners.bare_done)),

@@ -139,14 +139,26 @@ class RewritingRelay(Relay):
             self._finished.clear()
             reason = None
         shown, reason = self._until_stop(text, reason)
-        is_stop = self._voice.finder is not None and self._voice.finder.found is not None
-        if is_stop:
+        finder = self._voice.finder
+        is_stop = finder is not None and finder.found is not None
+        if finder is not None and is_stop:
             self._finished.add(0)
-            choice["stop_reason"] = self._voice.finder.found if self._voice.finder else None
+            choice["stop_reason"] = finder.found
+            self._leave_out(choice, finder.beyond, len(text))
         if not self._is_worth_sending(choice, shown, reason):
             return b""
         out = event(self._rewritten(chunk, choice, shown, reason))
         return out + self._done() if is_stop else out
+
+    def _leave_out(self, choice: Json, beyond: int, chars: int) -> None:
+        """An event of many tokens may go on after the stop; those are not billed, as near as can be told."""
+        ids = choice.get("token_ids")
+        if not isinstance(ids, list) or not beyond or not chars:
+            return
+        surplus = min(len(ids) * beyond // chars, len(ids) - 1)
+        if surplus > 0:
+            choice["token_ids"] = ids[:-surplus]
+            del self._transcript.ids[-surplus:]
 
     def _until_stop(self, text: str, reason: str | None) -> tuple[str, str | None]:
         """The text that may be shown, up to a stop string, which is the end."""

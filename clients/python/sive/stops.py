@@ -7,6 +7,7 @@ class StopFinder:
     """Passes text on up to the first stop string to be complete; what may be the start of one is held.
 
     How the text is cut into pieces makes no difference to what comes out.
+    ``beyond``: characters that came after the stop string that was found.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
@@ -14,6 +15,7 @@ class StopFinder:
         self._held = ""
         self._shown = 0  # so much of what is held was shown before
         self.found: str | None = None
+        self.beyond = 0
 
     def feed(self, text: str) -> str:
         """Return the text that is safe to show; nothing more once ``found`` is set."""
@@ -27,6 +29,7 @@ class StopFinder:
             return self._unshown(shown)
         # Of the stops that end here, the longest began first.
         self.found = max((stop for stop in self._stops if self._held[:end].endswith(stop)), key=len)
+        self.beyond = len(self._held) - end
         shown, self._held = self._held[: end - len(self.found)], ""
         return self._unshown(shown)
 

@@ -41,6 +41,11 @@ class Scorecard:
             self.say(f"      {what}")
         return wrong
 
+    def take_back(self, wrong: list[str]) -> None:
+        """The last line proved nothing and is tried again."""
+        self.results.pop()
+        del self.deviations[-len(wrong) :]
+
     def print(self) -> None:
         """Show all of it once more."""
         print("\n".join(["", *self.results, "", *self.deviations[: 4 * SHOWN]]))

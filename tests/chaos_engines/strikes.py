@@ -97,6 +97,7 @@ def strike(stage: Stage, blow: Strike, count: int, uncut: dict[str, Answer]) -> 
         wrong = _strike(stage, blow, count, uncut)
         if wrong != [NO_PROOF]:
             break
+        stage.card.take_back(wrong)
     return wrong
 
 

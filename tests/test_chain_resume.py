@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from sive.health import Health
-from sive.protocol import loads
+from sive.protocol import dumps, loads
 from sive.routes import Rung
 
 from tests.chain_play import (
@@ -85,6 +85,16 @@ def test_what_was_carried_on_looks_like_one_answer() -> None:
     assert [(one["backend"], one["resumed"]) for one in said] == [("a", False), ("b", True), ("b", True)]
     assert b"token_ids" not in play.heard
     assert sum("role" in one["choices"][0]["delta"] for one in chunks) == 1
+
+
+def test_one_piece_is_not_the_rest_of_an_answer() -> None:
+    """Who was asked to go on and answers whole has not gone on: JSON is never half an answer."""
+    play = begun(*twins("a", "b"), asked=call())
+    play.loses(1)
+    whole = {"object": "text_completion", "choices": [{"index": 0, "text": "c", "finish_reason": "stop"}]}
+    play.replies(2, 200, dumps(whole))
+    assert not play.chain.report.is_complete
+    assert b'"c"' not in play.heard
 
 
 def test_ids_of_a_torn_character_are_not_carried_on() -> None:

@@ -152,6 +152,27 @@ def test_several_choices_are_finished_when_all_are() -> None:
     assert happened == [Finishing()]
 
 
+def test_half_a_choice_is_no_clean_end() -> None:
+    """Two began, one has its finish_reason, and the end mark comes: the other broke off."""
+    second = b'data: {"choices":[{"index":1,"delta":{"content":"half"},"finish_reason":null}]}\n\n'
+    out, happened = run(relay(choices=2), [chunk("a"), second, chunk(None, "stop"), b"data: [DONE]\n\n"])
+    assert isinstance(happened[-1], FailedInBand)
+    assert b"[DONE]" not in out
+
+
+def test_a_finish_reason_is_told_once() -> None:
+    """A host that says it again is not repeated."""
+    out, _ = run(relay(), [chunk("a"), chunk(None, "stop"), chunk(None, "stop"), b"data: [DONE]\n\n"])
+    assert out.count(b'"finish_reason":"stop"') == 1
+
+
+def test_a_bill_in_the_last_chunk_is_the_bill() -> None:
+    """Some hosts put usage beside the finish_reason: no second one follows."""
+    last = chunk(None, "stop", usage={"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2})
+    out, _ = run(relay(wants_usage=True, keeps=True), [chunk("a"), last, b"data: [DONE]\n\n"])
+    assert out.count(b'"completion_tokens"') == 1
+
+
 def test_data_without_a_space_is_read() -> None:
     """The standard allows it: the finish is seen and the stream ends well."""
     whole = answer(["a", "b"]).replace(b"data: ", b"data:")

@@ -63,6 +63,13 @@ def test_completion_chunks_become_chat_chunks() -> None:
     assert isinstance(happened[-1], Finished)
 
 
+def test_a_role_beside_text_is_not_said_again() -> None:
+    """A chat host that carries on by text begins as every answer begins."""
+    begins = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "c"}}]})
+    out, _ = fed(resumed(voice()), begins, END)
+    assert [one["choices"][0]["delta"] for one in payloads(out)] == [{"content": "c"}, {}]
+
+
 def test_completion_chunks_stay_completion_chunks() -> None:
     """For a caller of that endpoint."""
     out, _ = fed(resumed(voice("completions")), completion("c", ids=[3]), END)

@@ -84,6 +84,18 @@ def engine_of(pod: str) -> dict[str, Any]:
     return said
 
 
+def wait_until_used(gateway: str) -> None:
+    """The gateway finds out by a token, within 10 s."""
+
+    def is_used() -> bool:
+        models = httpx2.get(f"{gateway}/ready", timeout=5).json()["models"]
+        return all(models[name][0]["ready"] for name in PHILOSOPHERS)
+
+    began = time.monotonic()
+    until(is_used, "the gateway to use the pod")
+    say(f"the gateway uses the pod, {time.monotonic() - began:.1f} s after it was ready", "dim")
+
+
 def wait_for_engine(pod: str) -> None:
     """Show the boot phases until the engine is ready."""
     seen = ""
@@ -156,10 +168,12 @@ def main() -> None:
         client = stack.enter_context(OpenAI(base_url=f"{gateway}/v1", api_key="none-needed", max_retries=0))
         expect(ask(client), "local")
         wait_for_engine(pod)
+        wait_until_used(gateway)
         expect(ask(client), "pod")
         kill_engine(pod_pid)
         expect(ask(client), "local")
         wait_for_engine(pod)
+        wait_until_used(gateway)
         expect(ask(client), "pod")
         below = [pod_pid, *descendants(pod_pid)]
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "all processes to be gone")

@@ -10,6 +10,7 @@ from sive.routes import Rest
 
 from tests.chain_play import (
     ANSWER,
+    CLOCKS,
     DONE,
     SSE,
     TOKEN,
@@ -408,6 +409,27 @@ def test_a_slow_caller_is_not_the_backends_stall() -> None:
     play.relay.is_blocked = False
     play.passes(8)
     assert 1 not in play.open_now
+
+
+def test_a_caller_who_never_reads_is_let_go() -> None:
+    """It must not hold a backend, and one of its places, for ever."""
+    play = Play(rung("pod"))
+    play.streams(1, chunk("a"))
+    play.relay.is_blocked = True
+    play.passes(CLOCKS.deadline_s + CLOCKS.stall_s)
+    assert play.is_over
+    assert play.chain.report.caller_left
+    assert not any(play.health.in_flight().values())
+
+
+def test_a_caller_who_does_not_read_is_no_sign_of_life() -> None:
+    """Its frozen backend is silent for everybody else, and rests."""
+    play = Play(rung("pod"))
+    play.streams(1, chunk("a"))
+    play.relay.is_blocked = True
+    play.passes(40)
+    assert play.health.silent(rung("pod"), CLOCKS.first_token_s, "no token", play.now)
+    assert play.health.rest(rung("pod"), play.now) is not None
 
 
 def test_bytes_move_the_clock_of_a_stream() -> None:

@@ -50,6 +50,13 @@ def test_the_first_token_wins_and_the_other_is_closed() -> None:
         assert hedged.adds_up()
 
 
+def test_an_answer_in_one_piece_is_not_hedged() -> None:
+    """It has no first token that could be late: nearly all of them would be asked for twice."""
+    hedged = play(rung("a"), rung("b"), asked=call(), guards_json=False)
+    hedged.passes(SLOW_S * 5)
+    assert hedged.opened == ["a"]
+
+
 def test_one_that_fails_leaves_the_other() -> None:
     """No third is asked while one of the two still may answer."""
     hedged = play(rung("a"), rung("b"), rung("c"))

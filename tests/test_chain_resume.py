@@ -9,6 +9,7 @@ from sive.routes import Rung
 
 from tests.chain_play import (
     BACKOFF_S,
+    CLOCKS,
     DONE,
     JSON,
     Json,
@@ -85,6 +86,18 @@ def test_what_was_carried_on_looks_like_one_answer() -> None:
     assert [(one["backend"], one["resumed"]) for one in said] == [("a", False), ("b", True), ("b", True)]
     assert b"token_ids" not in play.heard
     assert sum("role" in one["choices"][0]["delta"] for one in chunks) == 1
+
+
+def test_what_a_slow_caller_took_is_not_charged_to_the_next() -> None:
+    """The deadline counts only time in which nothing came: after two slow minutes there is time to resume."""
+    play = begun(*twins("a", "b"))
+    play.relay.is_blocked = True
+    play.passes(CLOCKS.deadline_s - 1)
+    play.relay.is_blocked = False
+    play.loses(1)
+    assert play.opened == ["a", "b"]
+    play.passes(5)
+    assert play.open_now == {2}
 
 
 def test_one_piece_is_not_the_rest_of_an_answer() -> None:

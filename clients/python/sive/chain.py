@@ -330,7 +330,8 @@ class Chain:
             cut = yield from self._flow(attempt.rung, relay)
         finally:
             self._is_relaying = False
-            self._deadline = relay.fed_at + budget_s  # only time in which the caller gets nothing counts
+            # Only time in which the caller gets nothing counts, and not what a slow caller took.
+            self._deadline = relay.waits_since + budget_s
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
             self._attempts.drop(attempt, relay=relay)

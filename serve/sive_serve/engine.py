@@ -1,6 +1,7 @@
 """The engine: vLLM as a child process, watched, explained when it dies, and started again."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -12,17 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sive.config import EngineSettings
-from sive.errors import EngineError
-from sive_adapters.adapters import Adapter
+from sive.errors import AdapterError, EngineError
 
+from sive_serve.boot_times import BootTimes
+from sive_serve.engine_adapters import Capacity, EngineAdapters
 from sive_serve.engine_boot import Boot
-from sive_serve.engine_config import engine_environ, find_program, free_port, vllm_config
+from sive_serve.engine_client import EngineClient
+from sive_serve.engine_config import engine_environ, engine_kind, find_program, free_port, vllm_config
 from sive_serve.engine_failure import explain
-from sive_serve.engine_models import EngineModel, engine_models, model_of
+from sive_serve.engine_models import EngineModel, adapter_models, base_model_of
 
-Phase = Literal["starting", "loading", "compiling", "adapters", "ready", "failed", "stopped"]
+Phase = Literal[
+    "fetching", "starting", "loading", "compiling", "adapters", "probing", "ready", "failed", "stopped"
+]
 
-FIRST_BOOT_S = 60.0  # what a caller is told to wait before a boot was measured
 MAX_BACKOFF_S = 30.0
 STEADY_S = 60.0  # an engine ready for so long starts again without waiting
 
@@ -33,8 +37,9 @@ log = logging.getLogger(__name__)
 class EngineState:
     """What the engine is doing: ``since_s`` seconds of booting, or of being ready, after ``restarts`` others.
 
-    ``detail`` says in at most three lines why it last died; ``retry_after_s`` when asking again is
-    worth while, 0 when it is ready.
+    ``phase_s``: seconds in this phase. ``detail`` says in at most three lines why it last died;
+    ``retry_after_s`` when asking again is worth while, 0 when it is ready. ``fetched`` and ``to_fetch``:
+    bytes of adapters and weights while they are fetched.
     """
 
     phase: Phase
@@ -42,6 +47,9 @@ class EngineState:
     restarts: int
     detail: str
     retry_after_s: int
+    phase_s: float = 0.0
+    fetched_bytes: int = 0
+    to_fetch_bytes: int = 0
 
 
 def backoff_s(deaths: int) -> float:
@@ -50,36 +58,32 @@ def backoff_s(deaths: int) -> float:
 
 
 class Engine:
-    """vLLM and its guard, started again whenever they die.
+    """vLLM and its guard, started again whenever they die, and the adapters that are loaded into it.
 
-    ``url`` and ``models`` stay the same for the life of the object. ``environ`` is what vLLM's own is
-    made from. Where its output goes, at full length, is ``log_path``.
+    ``url`` stays the same for the life of the object. ``environ`` is what vLLM's own is made from. Where its
+    output goes, at full length, is ``log_path``; ``boot_times`` is a file that remembers how long boots take.
 
     Raises:
-        EngineError: vLLM is not installed, or a setting or adapter cannot be served.
+        EngineError: vLLM is not installed, or a setting cannot be served.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
-        adapters: tuple[Adapter, ...],
+        adapters: EngineAdapters | None = None,
         *,
         environ: Mapping[str, str],
         log_path: Path | None = None,
+        boot_times: Path | None = None,
     ) -> None:
         self._settings = settings
         self._environ = environ
         self._log_path = log_path
         self._program = find_program(settings.command, environ)
-        self.models: dict[str, EngineModel] = engine_models(settings, adapters)
-        self._config = vllm_config(
-            settings,
-            adapters,
-            model=model_of(settings),
-            name=next(iter(self.models)),
-            on_cpu=self._program.on_cpu,
-        )
-        self._port = int(self._config.setdefault("port", free_port()))
+        self.base = base_model_of(settings)
+        self.adapters = adapters
+        # Made once before anything runs: a wrong key should be a line at the start, not a boot that fails.
+        self._port = int(self._vllm_config(Capacity()).get("port") or free_port())
         self.url = f"http://127.0.0.1:{self._port}/v1"
         self.context_tokens = settings.max_model_len
         self.on_cpu = self._program.on_cpu
@@ -87,25 +91,49 @@ class Engine:
         self._changed = asyncio.Event()
         self._phase: Phase = "stopped"
         self._boot: Boot | None = None
-        self._booted_at = self._next_boot_at = time.monotonic()
+        self._times = BootTimes(boot_times)
+        self._booted_at = self._entered_at = self._next_boot_at = time.monotonic()
         self._ready_at = math.inf
-        self._boot_s = FIRST_BOOT_S
         self._restarts = 0
         self._detail = ""
 
     @property
+    def models(self) -> dict[str, EngineModel]:
+        """Every model that is served or should be, by the name callers know, the base first."""
+        adapters = self.adapters.states.values() if self.adapters is not None else ()
+        return {model.name: model for model in (self.base, *adapter_models(self.base, adapters))}
+
+    @property
     def state(self) -> EngineState:
         """What the engine is doing now."""
+        now = time.monotonic()
         began = self._ready_at if self._phase == "ready" else self._booted_at
-        since_s = 0.0 if self._phase == "stopped" else time.monotonic() - began
-        return EngineState(self._phase, since_s, self._restarts, self._detail, self._retry_after_s(since_s))
+        since_s = 0.0 if self._phase == "stopped" else now - began
+        fetched, to_fetch = self._fetching()
+        return EngineState(
+            self._phase,
+            since_s,
+            self._restarts,
+            self._detail,
+            self._retry_after_s(now - self._entered_at),
+            now - self._entered_at,
+            fetched,
+            to_fetch,
+        )
 
-    def _retry_after_s(self, since_s: float) -> int:
+    def _fetching(self) -> tuple[int, int]:
+        if self._phase != "fetching" or self.adapters is None:
+            return 0, 0
+        return self.adapters.fetching()
+
+    def _retry_after_s(self, phase_s: float) -> int:
         if self._phase == "ready":
             return 0
         if self._phase == "failed":
-            return math.ceil(max(0.0, self._next_boot_at - time.monotonic()) + self._boot_s)
-        return math.ceil(max(2.0, self._boot_s - since_s))
+            return math.ceil(max(0.0, self._next_boot_at - time.monotonic()) + self._times.total_s)
+        fetched, to_fetch = self._fetching()
+        fetch_s = (to_fetch - fetched) * phase_s / fetched if fetched else None
+        return max(1, math.ceil(self._times.left_s(self._phase, phase_s, fetch_s)))
 
     async def start(self) -> None:
         """Begin to boot; returns at once."""
@@ -120,6 +148,8 @@ class Engine:
             self._task = None
         if self._boot is not None:
             await self._boot.close()  # once more: the first may have been cancelled halfway
+        if self.adapters is not None:
+            await self.adapters.aclose()
         self._enter("stopped")
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -153,42 +183,84 @@ class Engine:
     async def _live(self) -> str:
         """Run the engine once, from its start to its last process, and return why it died."""
         self._booted_at, self._ready_at = time.monotonic(), math.inf
+        self._times.begin()
         try:
+            if self.adapters is not None:
+                self._enter("fetching")
+            capacity = Capacity() if self.adapters is None else await self.adapters.prepare()
+            config = self._vllm_config(capacity)
             # Its guard removes the folder too, for a gateway that is killed.
             with tempfile.TemporaryDirectory(prefix="sive-", ignore_cleanup_errors=True) as scratch:
-                self._boot = await Boot.start(self._job(Path(scratch)))
-                return await self._watch(self._boot)
+                self._boot = await Boot.start(self._job(Path(scratch), config))
+                return await self._watch(self._boot, config)
+        except EngineError as exc:
+            return str(exc)
         except OSError as exc:
             return f"the engine's guard cannot be started: {exc}"
+        finally:
+            if self.adapters is not None:
+                self.adapters.lost()
 
-    async def _watch(self, boot: Boot) -> str:
+    async def _watch(self, boot: Boot, config: Mapping[str, Any]) -> str:
         limit = TimeLimit(self._settings.start_s, boot.leave)
+        settling: asyncio.Task[str] | None = None
         last: dict[str, Any] = {}
         try:
             async for event in boot.events():
-                if event["event"] == "phase":
-                    self._enter(event["phase"])
-                    limit.lift(event["phase"])
                 last = event
+                if event["event"] != "phase":
+                    continue
+                limit.lift(event["phase"])
+                if event["phase"] == "ready":
+                    settling = asyncio.create_task(self._settle(boot, config))
+                else:
+                    self._enter(event["phase"])
         finally:
             limit.cancel()
+            why = await _end(settling)
             await boot.close()
         if limit.is_over:
             return f"not ready after {limit.seconds:.0f} s: raise start_s under [engine]"
+        if why:
+            return why
         if last.get("event") != "exit":
             return "the engine's guard was killed, and the engine with it"
         return explain(**{key: last[key] for key in ("code", "signal", "error_lines", "last_lines")})
 
-    def _job(self, scratch: Path) -> dict[str, Any]:
+    async def _settle(self, boot: Boot, config: Mapping[str, Any]) -> str:
+        """Load and prove the adapters on an engine that listens, then serve; return why that is impossible."""
+        try:
+            async with EngineClient(self.url) as client:
+                if self.adapters is not None:
+                    self._enter("adapters")
+                    kind = await engine_kind(client, config, base=self.base.weights, on_cpu=self.on_cpu)
+                    await self.adapters.settle(client, kind, config, entered=self._enter)
+                self._enter("ready")
+                await asyncio.Event().wait()  # the client is the adapters' as long as the engine lives
+        except (EngineError, AdapterError) as exc:
+            boot.leave()
+            return str(exc)
+        return ""
+
+    def _vllm_config(self, capacity: Capacity) -> dict[str, Any]:
+        return vllm_config(
+            self._settings,
+            capacity if self.adapters is not None else None,
+            model=self.base.path,
+            name=self.base.name,
+            on_cpu=self._program.on_cpu,
+        )
+
+    def _job(self, scratch: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         """Describe a boot for its guard, vLLM's ``--config`` written to the scratch folder."""
-        config = scratch / "config.yaml"  # vLLM reads no other suffix; JSON is YAML
-        config.write_text(json.dumps(self._config), "utf-8")
-        is_local = Path(self._config["model"]).is_dir()
+        file = scratch / "config.yaml"  # vLLM reads no other suffix; JSON is YAML
+        file.write_text(json.dumps({**config, "port": self._port}), "utf-8")
+        is_local = Path(config["model"]).is_dir()
         return {
-            "command": [*self._program.argv, "--config", str(config)],
+            "command": [*self._program.argv, "--config", str(file)],
             "env": engine_environ(self._environ, program=self._program, scratch=scratch, is_local=is_local),
             "port": self._port,
-            "models": list(self.models),
+            "models": [self.base.name],
             "scratch": str(scratch),
             "log": None if self._log_path is None else str(self._log_path.absolute()),
         }
@@ -196,12 +268,24 @@ class Engine:
     def _enter(self, phase: Phase) -> None:
         if phase == self._phase:
             return
-        self._phase = phase
-        took_s = time.monotonic() - self._booted_at
+        now = time.monotonic()
+        self._times.took(self._phase, now - self._entered_at)
+        self._phase, self._entered_at = phase, now
         if phase == "ready":
-            self._ready_at, self._boot_s = time.monotonic(), took_s
-        log.info("engine: %s after %.1f s", phase, took_s)
+            self._ready_at = now
+            self._times.succeeded()
+        log.info("engine: %s after %.1f s", phase, now - self._booted_at)
         self._changed.set()
+
+
+async def _end(settling: "asyncio.Task[str] | None") -> str:
+    """End a settling that may be under way; return why it failed."""
+    if settling is None:
+        return ""
+    settling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        return await settling
+    return ""
 
 
 class TimeLimit:

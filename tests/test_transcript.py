@@ -48,6 +48,14 @@ def test_several_tokens_in_a_piece_are_not_sure_to_be_whole() -> None:
     assert merged.unsettled == "bc"
 
 
+def test_the_last_token_before_a_limit_is_not_sure_to_be_whole() -> None:
+    """An engine that has to end gives what it can of a torn character's text."""
+    limited = said(role(prompt_token_ids=[5]), chunk("a", ids=[1]), chunk("b", "length", ids=[2]))
+    assert limited.carried_on_by_ids().ids == [1]
+    assert limited.unsettled == "b"
+    assert said(role(prompt_token_ids=[5]), chunk("b", "stop", ids=[2])).is_settled
+
+
 def test_text_without_ids_cannot_go_on_by_ids() -> None:
     """Nor what is not only text."""
     assert not said(role(prompt_token_ids=[5]), chunk("a", ids=[1]), chunk("b")).can_go_on_by_ids

@@ -17,7 +17,7 @@ from sive.chain import Chain
 from sive.drive import MAX_REPLY_BYTES, Caller, Driver
 from sive.errors import LostError
 from sive.events import Begin, Command, End, Head
-from sive.faces import WholeFace
+from sive.faces import WholeFace, whole
 from sive.health import Health
 from sive.policy import Policy
 from sive.protocol import Json, with_model
@@ -155,7 +155,7 @@ class Direct:
         try:
             words = Words(self._call, self._model, self._policy, self._report)
             label = words.label(self._plan, Head(0, self._started_at, self._status, self._headers))
-            return WholeFace(self._call).whole(self._body, label, words.headers(self._rung))
+            return whole(self._body, label, words.headers(self._rung))
         except ValueError:
             return None
 

@@ -1,7 +1,6 @@
 """The gateway: everything one `sive serve` holds, and the path of one request through it."""
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Mapping
@@ -23,11 +22,12 @@ from sive.routes import Model, Rest, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
-from sive.wires.outbox import Outbox
+from sive.wires.turn import Turn
 
 from sive_serve.auth import KeyRing
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
+from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
 from sive_serve.prober import Prober
@@ -37,8 +37,6 @@ REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
 ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
 """Headers that a page of another origin may read."""
-
-GC_THRESHOLD = 20_000
 
 CANCELLED_STATUS = 499
 """nginx's code for a client that closed its request; there is no standard one."""
@@ -74,14 +72,10 @@ class Gateway:
 
     async def start(self) -> None:
         """Open the wires and start the engine; returns before the engine is ready."""
-        # What start-up made stays: the collector need not look through it again and again.
-        gc.collect()
-        gc.freeze()
-        # A request makes hundreds of containers that die with it: looking at them 70 requests less often is
-        # worth 3 % of its time.
-        gc.set_threshold(GC_THRESHOLD)
-        self.outbox = Outbox()
-        self._wires = {"http": HttpWire(connect_s=self.settings.gateway.connect_s)}
+        collect_rarely()
+        self._tidying = asyncio.create_task(tidy(lambda: bool(self.running)))
+        self.turn = Turn()
+        self._wires = {"http": HttpWire(self.turn, connect_s=self.settings.gateway.connect_s)}
         if self.local is not None:
             self._wires["local"] = LocalWire(self.settings.local)
         if self.engine is not None:
@@ -99,6 +93,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop asking, cut what still runs, close the wires and stop the engine."""
+        self._tidying.cancel()
         await self._prober.stop()
         for exchange in list(self.running):
             exchange.cut()

@@ -7,6 +7,7 @@ Every other request takes uvicorn's way to the ASGI application.
 
 import asyncio
 import hmac
+import math
 import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,6 +58,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._reading: Exchange | None = None
         self._is_in_head = False
         self._head_bytes = 0
+        self._idle_since = math.inf
+        self._idles: asyncio.TimerHandle | None = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the request; uvicorn looks for an expectation in each."""
@@ -64,13 +67,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request; a head without end is not waited for."""
-        if b"h2c" in data:  # the parser would read no body after an offer that nobody takes
+        self._idle_since = math.inf
+        if b"h2c" in _heads(data):  # the parser would read no body after an offer that nobody takes
             data = _OFFER.sub(rb"\1x-offered:", data)
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.gateway.outbox.flush()
+                self.gateway.turn.flush()
                 self.transport.write(HEAD_TOO_LARGE)
                 self.transport.close()
 
@@ -116,8 +120,31 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """Uvicorn's, without a timer for each answer: one a connection looks at the clock when it is due."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idles is None:
+            self._idles = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._idles = None
+        idle_s = self.loop.time() - self._idle_since
+        if idle_s >= self.timeout_keep_alive:
+            self.timeout_keep_alive_handler()
+        elif idle_s > 0:
+            self._idles = self.loop.call_later(self.timeout_keep_alive - idle_s, self._end_if_idle)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller is gone."""
+        if self._idles is not None:
+            self._idles.cancel()
         super().connection_lost(exc)
         if self.answering is not None:
             self.answering.left()
@@ -130,21 +157,21 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def write(self, data: bytes) -> None:
         """Send this with whatever else leaves in this turn of the loop."""
-        self.gateway.outbox.write(self.transport, data)
+        self.gateway.turn.write(self.transport, data)
 
     def close(self) -> None:
         """Close the connection after what was written."""
-        self.gateway.outbox.flush()
+        self.gateway.turn.flush()
         self.transport.close()
 
     def shutdown(self) -> None:
         """The server stops."""
-        self.gateway.outbox.flush()
+        self.gateway.turn.flush()
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP; the answers before it are still owed."""
-        self.gateway.outbox.flush()
+        self.gateway.turn.flush()
         super().send_400_response(msg)
 
     def _endpoint(self) -> Endpoint | None:
@@ -158,6 +185,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self.loop.call_soon(cycle.start)  # not within its predecessor's end, which may be one of hundreds
         else:
             super()._start_asgi_task(cycle, app)
+
+
+def _heads(data: bytes) -> bytes:
+    """What may be heads of requests: a body in which no line ends that way need not be searched."""
+    end = data.find(b"\r\n\r\n")
+    return data if end < 0 or data.find(b"\r", end + 4) >= 0 else data[:end]
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -214,7 +247,7 @@ class Exchange:
             self._gateway.refuse(self, problem)
             return
         if self._is_whole:
-            self._gateway.answer(self, bytes(self._body))
+            self._gateway.turn.run(self._answer)
         elif self.headers.get("expect", "").lower() == "100-continue":
             self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -235,6 +268,10 @@ class Exchange:
         """The body is complete."""
         self._is_whole = True
         if self._is_on and not self.response_complete:
+            self._gateway.turn.run(self._answer)
+
+    def _answer(self) -> None:
+        if not self.disconnected:
             self._gateway.answer(self, bytes(self._body))
 
     def left(self) -> None:

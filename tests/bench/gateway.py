@@ -117,10 +117,14 @@ def _stream_figures(rows: Rows) -> list[Figure]:
     ratios = _ratios(rows["256 streams", "sive"], rows["256 streams", "direct"], "chunks_per_s")
     ours = rows["64 streams", "sive"]
     transit = [row["transit_p50"] / 1000 for row in ours if row["transit_p50"]]
-    cpu = [row["cpu_per_chunk_us"] for row in ours if row["cpu_per_chunk_us"]]
+    cpu, cpu_at_256 = (
+        [row["cpu_per_chunk_us"] for row in rows[f"{streams} streams", "sive"] if row["cpu_per_chunk_us"]]
+        for streams in (64, 256)
+    )
     return [
         Figure("chunks/s of direct's, 256 streams", 0.9, "x", ratios, at_least=True, stretch=0.98),
         Figure("transit of a chunk, p50, 64 streams", 0.4, "ms", transit),
+        Figure("CPU a chunk, 256 streams", 35, "µs", cpu_at_256, stretch=20),
         Figure("CPU a chunk, 64 streams", 35, "µs", cpu, stretch=20),
     ]
 

@@ -3,17 +3,19 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from sive.errors import RequestError
+from sive.frozen import frozen
 from sive.protocol import Endpoint, Json, loads
 
 MAX_HOPS = 3
+_ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """A checked request. ``body`` is the caller's own JSON object and is never changed in place.
 
@@ -127,8 +129,8 @@ def _messages_bytes(body: Json) -> int:
             "'messages' must be a list with at least one message", param="messages", code="invalid_type"
         )
     try:  # what nearly all are, at a fifth of the time: str.__len__ takes nothing but a string
-        sum(map(str.__len__, [message["role"] for message in messages]))
-        return sum(map(str.__len__, [message["content"] for message in messages]))
+        sum(map(str.__len__, map(_ROLE, messages)))
+        return sum(map(str.__len__, map(_CONTENT, messages)))
     except (KeyError, TypeError):
         return sum(_message_bytes(message, index) for index, message in enumerate(messages))
 

@@ -1,17 +1,17 @@
 """What passes between a chain, which decides, and a driver, which does: commands out, events in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sive.backends import Request
 from sive.errors import Why
+from sive.frozen import frozen
 from sive.protocol import Json
 from sive.relay import Happening
 from sive.relay import Relay as AnyRelay
 from sive.routes import Rung
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Open:
     """Start an attempt; several may be open at once."""
 
@@ -20,14 +20,14 @@ class Open:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Close:
     """Abort an attempt; its later events are dropped."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Relay:
     """This attempt has won: pass its bytes, those that are held too, through ``relay`` to the caller."""
 
@@ -35,7 +35,7 @@ class Relay:
     relay: AnyRelay
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Begin:
     """Answer the caller's request; exactly once."""
 
@@ -43,14 +43,14 @@ class Begin:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Send:
     """Bytes for the caller."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class End:
     """The answer is complete; nothing follows ``data``."""
 
@@ -60,7 +60,7 @@ class End:
 Command = Open | Close | Relay | Begin | Send | End
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """Run the commands in order, then wait for one event, or send Alarm at ``until`` (None: no alarm)."""
 
@@ -68,21 +68,21 @@ class Step:
     until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class First:
     """The first chunk that says something (``chunk``), or an in-band error where it should be."""
 
     chunk: Json
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Whole:
     """The whole body of an answer in one piece, or of an error."""
 
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """A status and headers arrived; a 200 head is not yet an answer."""
 
@@ -92,7 +92,7 @@ class Head:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """Something that changes state: the first token, a whole body, finish, an in-band error."""
 
@@ -101,7 +101,7 @@ class Event:
     event: First | Whole | Happening
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lost:
     """An attempt is over without its end."""
 
@@ -110,21 +110,21 @@ class Lost:
     why: Why
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Alarm:
     """The time that the last step named has come."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallerLeft:
     """The caller closed the connection."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancelled:
     """Somebody who may end the request wants it ended: its caller by another way, or a server that stops."""
 

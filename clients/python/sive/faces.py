@@ -125,22 +125,33 @@ class WholeFace:
         self, body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
     ) -> tuple[list[Command], Json | None]:
         """The backend's answer under the caller's name for the model, and who spoke."""
-        answer = loads(body)
-        if not isinstance(answer, dict) or is_error(answer) or not answer.get("choices"):
-            raise ValueError("no JSON object with choices")
-        if "abort" in finish_reasons(answer).values():
-            raise ValueError("the backend aborted it")
-        if strips_ids:
-            strip_ids(answer)
-        upstream = answer.get("sive")
-        answer["sive"] = merged(label.sive, upstream if isinstance(upstream, dict) else {})
-        if label.model is not None:
-            answer["model"] = label.model
-        return _json(200, dumps(answer), headers), _object(answer.get("usage"))
+        return whole(body, label, headers, strips_ids=strips_ids)
 
     def error(self, status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
         """An honest status."""
         return _json(status, dumps(payload), headers)
+
+
+def whole(
+    body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
+) -> tuple[list[Command], Json | None]:
+    """An answer in one piece under the caller's name for the model, with who spoke, and its usage.
+
+    Raises:
+        ValueError: the body is no answer.
+    """
+    answer = loads(body)
+    if not isinstance(answer, dict) or is_error(answer) or not answer.get("choices"):
+        raise ValueError("no JSON object with choices")
+    if "abort" in finish_reasons(answer).values():
+        raise ValueError("the backend aborted it")
+    if strips_ids:
+        strip_ids(answer)
+    upstream = answer.get("sive")
+    answer["sive"] = merged(label.sive, upstream if isinstance(upstream, dict) else {})
+    if label.model is not None:
+        answer["model"] = label.model
+    return _json(200, dumps(answer), headers), _object(answer.get("usage"))
 
 
 def _object(value: object) -> Json | None:

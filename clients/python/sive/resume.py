@@ -6,12 +6,13 @@ caller already has.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from sive.ability import Ability
 from sive.backends import Request
 from sive.calls import Call
+from sive.frozen import frozen
 from sive.protocol import Json
 from sive.routes import Model, Rung, request_for
 from sive.transcript import Transcript
@@ -48,7 +49,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions and vLLM's generate when ``max_tokens`` is left out."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """One attempt: whom to ask and what. ``level`` None begins an answer, any other carries one on.
 

@@ -75,7 +75,9 @@ def request_for(
     stream = call.stream if streams is None else streams
     known = rung.backend.known_fields
     dropped = [] if known is None else [name for name in call.body if name not in known]
-    body = {name: value for name, value in call.body.items() if name not in dropped}
+    body = dict(call.body)
+    for name in dropped:
+        del body[name]
     body["model"] = rung.model
     if stream:
         body["stream"] = True

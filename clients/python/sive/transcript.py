@@ -60,7 +60,7 @@ class Transcript:
         text = said.get("content") or choice.get("text") or ""
         if not isinstance(text, str):
             raise ValueError("content that is no text")
-        self._take(text, choice.get("token_ids"))
+        self._take(text, choice.get("token_ids"), was_limited=choice.get("finish_reason") == "length")
         return text
 
     def carried_on_by_ids(self) -> "Transcript":
@@ -123,7 +123,7 @@ class Transcript:
             if self.prompt_tokens is None:
                 self.prompt_tokens = max(0, len(ids) - self.spent)
 
-    def _take(self, text: str, ids: Any) -> None:
+    def _take(self, text: str, ids: Any, *, was_limited: bool) -> None:
         if isinstance(ids, list):
             self.ids += ids
         elif text:
@@ -131,6 +131,7 @@ class Transcript:
         if text:
             self.text += text
             self.pieces += 1
-            # vLLM gives no text for a token that ends inside a character. Of several at once the last may.
-            if isinstance(ids, list) and len(ids) == 1:
+            # vLLM gives no text for a token that ends inside a character. Of several at once the last may,
+            # and so may the very last of an answer that reached its limit.
+            if isinstance(ids, list) and len(ids) == 1 and not was_limited:
                 self.settled, self.settled_chars = len(self.ids), len(self.text)

@@ -1,9 +1,9 @@
 """Backends: what can answer. Each translates an OpenAI request to wire requests; a small file a kind."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from sive.frozen import frozen
 from sive.protocol import Endpoint, Json
 from sive.wires import WireRequest
 
@@ -14,7 +14,7 @@ Translate = Callable[[bytes], bytes]
 """From a backend's bytes to OpenAI's server-sent events."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """An OpenAI request on its way to one rung: its model name, system prompt and fields are the rung's.
 
@@ -29,7 +29,7 @@ class Request:
     raw: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """The head of a backend's reply, and its body when the flow asked for it."""
 

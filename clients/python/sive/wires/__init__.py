@@ -6,16 +6,17 @@ iterate, ``send`` tells a receiver, which spares a task and its wake-ups for eve
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from sive.errors import LostError
+from sive.frozen import frozen
 
 KEEPALIVE_S = 4.0
 """Shorter than vLLM's own 5 s, so that a connection is not reused while it is being closed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WireRequest:
     """One HTTP request to a backend.
 

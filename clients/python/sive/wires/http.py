@@ -5,6 +5,7 @@ from urllib.request import getproxies
 from sive.wires import Exchange, Receiver, Wire, WireRequest, WireResponse
 from sive.wires.aiohttp import AiohttpWire
 from sive.wires.plain import PlainWire
+from sive.wires.turn import Turn
 
 LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
 
@@ -12,8 +13,8 @@ LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
 class HttpWire:
     """Chooses by URL. ``HTTP_PROXY`` is for hosts elsewhere: a proxy cannot reach this machine's engine."""
 
-    def __init__(self, *, connect_s: float = 3) -> None:
-        self._plain = PlainWire(connect_s=connect_s)
+    def __init__(self, turn: Turn | None = None, *, connect_s: float = 3) -> None:
+        self._plain = PlainWire(turn, connect_s=connect_s)
         self._aiohttp = AiohttpWire(connect_s=connect_s)
         self._unproxied = LOOPBACK if "http" in getproxies() else ("http://",)
 

@@ -17,11 +17,11 @@ import httptools
 
 from sive.errors import LostError, Why
 from sive.wires import KEEPALIVE_S, Receiver, WireRequest
-from sive.wires.outbox import Outbox
+from sive.wires.turn import Turn
 
 MAX_HEAD_BYTES = 65_536
-TURN_BYTES = 32_768
-"""What is read of a reply before others have their turn: some 100 chunks, which take a millisecond."""
+TURN_BYTES = 16_384
+"""What is read of a reply before others have their turn: some 50 chunks, which take a millisecond."""
 
 HIGH_WATER_BYTES = 262_144
 """Reading pauses while so much of a body waits to be taken."""
@@ -34,13 +34,16 @@ _FORBIDDEN = re.compile(r"[\r\n\0]")
 
 
 class PlainWire:
-    """A pool of connections per host; ``connect_s`` is how long a TCP handshake may take."""
+    """A pool of connections per host; ``connect_s`` is how long a TCP handshake may take.
 
-    def __init__(self, *, connect_s: float = 3) -> None:
+    ``turn``: the event loop's, when others write on it too.
+    """
+
+    def __init__(self, turn: Turn | None = None, *, connect_s: float = 3) -> None:
         self._connect_s = connect_s
         self._is_closed = False
         self.loop = asyncio.get_running_loop()
-        self.outbox = Outbox()
+        self.turn = turn or Turn()
         self._idle: defaultdict[Address, deque[_Connection]] = defaultdict(deque)
 
     async def open(self, request: WireRequest) -> "_Reply":
@@ -204,7 +207,7 @@ class _Connection(asyncio.Protocol):
             self._lose("reset")
             return
         exchange.connection = self
-        self._wire.outbox.write(self._transport, request)
+        self._wire.turn.write(self._transport, request)
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -245,6 +248,9 @@ class _Connection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
+        self._wire.turn.run(self._read, data)
+
+    def _read(self, data: bytes) -> None:
         if self._rest:
             self._rest += data
             return
@@ -259,7 +265,7 @@ class _Connection(asyncio.Protocol):
         if self._is_paused or not self._rest:
             return
         rest, self._rest = self._rest, b""
-        self.data_received(rest)
+        self._read(rest)
         if not self._rest and not self._is_paused and self.is_open:
             self._transport.resume_reading()
 
@@ -286,6 +292,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        self._wire.turn.run(self._end, exc)  # behind what came before
+
+    def _end(self, exc: Exception | None) -> None:
         rest, self._rest = self._rest, b""
         if rest:
             self._parse(rest)

@@ -20,23 +20,20 @@ class Findings:
     """Collects findings: of a kind that hundreds of tensors have, the first is told and the rest counted."""
 
     def __init__(self) -> None:
-        self._first: dict[str, Finding] = {}
-        self._more: dict[str, int] = {}
+        self._of_kind: dict[tuple[str, bool], list[str]] = {}
 
     def add(self, code: str, message: str, *, is_fatal: bool = True) -> None:
         """Report something."""
-        if code in self._first:
-            self._more[code] = self._more.get(code, 0) + 1
-        else:
-            self._first[code] = Finding(code, " ".join(message.split()), is_fatal)
+        self._of_kind.setdefault((code, is_fatal), []).append(message)
 
     def found(self) -> tuple[Finding, ...]:
         """Everything that was reported, what is fatal first."""
-        found = [self._told(finding) for finding in self._first.values()]
+        found = [
+            Finding(code, _told(messages), is_fatal) for (code, is_fatal), messages in self._of_kind.items()
+        ]
         return tuple(sorted(found, key=lambda finding: not finding.is_fatal))
 
-    def _told(self, finding: Finding) -> Finding:
-        more = self._more.get(finding.code, 0)
-        if not more:
-            return finding
-        return Finding(finding.code, f"{finding.message} (and {more} more like this)", finding.is_fatal)
+
+def _told(messages: list[str]) -> str:
+    first = " ".join(messages[0].split())
+    return first if len(messages) == 1 else f"{first} (and {len(messages) - 1} more like this)"

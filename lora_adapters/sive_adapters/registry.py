@@ -214,13 +214,16 @@ def _release_keys(release: Release) -> dict[str, Any]:
 def _locked(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S)
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S):
-            yield
+        lock.acquire()
     except Timeout as exc:
-        raise AdapterError(
-            f"{path} is being changed by another program for {LOCK_TIMEOUT_S:.0f} s: try again"
-        ) from exc
+        raise AdapterError(f"{path} is being changed by another program: try again") from exc
+    except OSError as exc:
+        raise AdapterError(f"cannot write beside {path}: {exc.strerror}") from exc
+    with lock:
+        lock.release()  # entering took it once more
+        yield
 
 
 def _replace(path: Path, text: str) -> None:

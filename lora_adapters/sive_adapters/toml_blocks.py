@@ -98,7 +98,7 @@ def _changed(core: str, keys: Mapping[str, Any]) -> str:
             table.add(key, _item(value))
         else:
             table[key] = _item(value)
-    return document.as_string()
+    return document.as_string().rstrip("\n") + "\n"
 
 
 def _new(keys: Mapping[str, Any]) -> str:

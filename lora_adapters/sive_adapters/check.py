@@ -8,14 +8,14 @@ from sive.errors import AdapterError
 
 from sive_adapters.base_model import BaseModel
 from sive_adapters.findings import Finding, Findings
-from sive_adapters.lora_config import CONFIG_FILE, LoraConfig, lora_config, lora_rank, read_json, shown
+from sive_adapters.lora_config import LoraConfig, lora_config, lora_rank, read_json, shown
 from sive_adapters.progress import Told, nobody
 from sive_adapters.registry import HUB_ID
+from sive_adapters.store import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 
 __all__ = ["Finding", "check", "lora_rank"]
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLES = ("adapter_model.bin", "adapter_model.pt")
+PICKLES = (PICKLE_FILE, "adapter_model.pt")
 
 QUANTIZED = re.compile(
     r"(?:-unsloth)?-(?:bnb-)?(?:[48]bit|awq|gptq|fp8|int[48]|gguf|w[48]a(?:8|16)|dynamic)(?:-\w+)?$", re.I

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""The files an adapter consists of; whatever else lies in its folder is never read."""
+from sive_adapters.store import FILES
 
 MAX_PREVIOUS = 5
 RESERVED_NAMES = ("local",)

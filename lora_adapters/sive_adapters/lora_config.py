@@ -11,8 +11,8 @@ from typing import Any
 from sive.errors import AdapterError
 
 from sive_adapters.findings import Findings
+from sive_adapters.store import CONFIG_FILE
 
-CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 4_000_000
 MAX_ALPHA = 1e9
 

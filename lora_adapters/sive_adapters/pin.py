@@ -1,14 +1,13 @@
 """What an adapter's source holds now, as a release that is pinned to it."""
 
-import hashlib
-import os
 from pathlib import Path
 
 from sive.errors import AdapterError
 
 from sive_adapters import sources
-from sive_adapters.entries import FILES
+from sive_adapters.hashing import sha256_of
 from sive_adapters.registry import Adapter, Release
+from sive_adapters.store import FILES
 
 
 def pinned(adapter: Adapter, folder: Path) -> Release:
@@ -34,10 +33,9 @@ def pinned(adapter: Adapter, folder: Path) -> Release:
 
 def _sha256(file: Path, where: str) -> str:
     try:
-        with file.open("rb") as content:
-            before = os.fstat(content.fileno())
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-            after = os.fstat(content.fileno())
+        before = file.stat()
+        digest = sha256_of(file)
+        after = file.stat()
     except OSError as exc:
         raise AdapterError(f"{where}: cannot read {file}: {exc.strerror}") from exc
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

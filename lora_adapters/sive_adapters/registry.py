@@ -1,6 +1,5 @@
 """The adapters that are wanted: ``adapters.toml``, read, checked and changed."""
 
-import hashlib
 import os
 import re
 import tomllib
@@ -15,6 +14,7 @@ from sive.errors import AdapterError
 
 from sive_adapters import sources
 from sive_adapters.entries import AdapterEntry, ListEntry, ReleaseEntry, first_mistake
+from sive_adapters.store import digest_of
 
 LOCK_TIMEOUT_S = 30.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -77,12 +77,6 @@ def base_model_of(model: str, folder: Path) -> str:
     is_file = model.startswith("file:")
     path = folder / Path(model.removeprefix("file:")).expanduser()
     return str(path.resolve()) if is_file or path.is_dir() else model
-
-
-def digest_of(sha256: Mapping[str, str]) -> str:
-    """Return the SHA-256 over the sorted lines that ``sha256sum`` prints for these files."""
-    lines = sorted(f"{digest}  {file}\n" for file, digest in sha256.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def edit(path: Path, change: Change) -> tuple[Adapter, ...]:

@@ -11,8 +11,8 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array, InlineTable, Item, Table
 
 MARK = "\0"  # cannot stand in TOML
-TRAILING = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n)*\Z")
-ABOVE = re.compile(r"(?:[ \t]*#[^\n]*\n)+\Z")
+TRAILING = re.compile(r"(?:\A|(?<=\n))(?:[ \t]*(?:#[^\n]*)?\r?\n)*\Z")
+ABOVE = re.compile(r"(?:\A|(?<=\n))(?:[ \t]*#[^\n]*\n)+\Z")
 
 
 @dataclass

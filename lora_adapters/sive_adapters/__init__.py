@@ -1,5 +1,5 @@
 """The adapters that are wanted: read from ``adapters.toml`` and checked before anything serves them."""
 
-from sive_adapters.adapters import Adapter, adapters_for, read_adapters
+from sive_adapters.adapters import Adapter, read_adapters
 
-__all__ = ["Adapter", "adapters_for", "read_adapters"]
+__all__ = ["Adapter", "read_adapters"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sive.config import EngineSettings
 from sive.errors import EngineError
-from sive_adapters.adapters import Adapter, base_model_of
+from sive_adapters.adapters import Adapter
+from sive_adapters.registry import base_model_of
 
 DIGEST_CHARS = 12
 BASE_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")

@@ -1,4 +1,4 @@
-"""The command line: `sive serve | chat | status | config | weights | version`."""
+"""The command line: `sive serve | chat | status | config | adapters | weights | version`."""
 
 import sys
 

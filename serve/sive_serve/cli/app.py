@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from sive.errors import SiveError
 
+from sive_serve.cli import adapters as adapter_commands
 from sive_serve.cli import weights
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="One OpenAI-compatible endpoint that always answers, and says honestly who is speaking.",
 )
 app.add_typer(weights.app, name="weights", help="CPU models on this machine.")
+app.add_typer(adapter_commands.app, name="adapters", help="The adapters that are wanted: list, check, pin.")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A sive.toml.", show_default=False)]
 UrlOption = Annotated[

@@ -7,15 +7,14 @@ from typing import Any
 
 import typer
 from sive.config import Settings, load, process_environment
-from sive_adapters import adapters_for, read_adapters
+from sive_adapters.adapters import local_adapters
+from sive_adapters.registry import adapters_for, read_adapters
 
+from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list
 from sive_serve.engine import Engine
 from sive_serve.gateway import Gateway
 from sive_serve.server import bind, check_exposure, run
 from sive_serve.status import start_lines
-
-DESIRED_ADAPTERS = Path("lora_adapters/adapters.toml")
-"""Read when [engine] names no other list and it is there."""
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +41,12 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
 def _engine(settings: Settings) -> Engine | None:
     if settings.engine is None:
         return None
-    path = settings.engine.adapters or (DESIRED_ADAPTERS if DESIRED_ADAPTERS.is_file() else None)
+    path = engine_list(settings) or (DESIRED_ADAPTERS if DESIRED_ADAPTERS.is_file() else None)
     listed = read_adapters(path) if path is not None else ()
     mine, others = adapters_for(listed, settings.engine.model)
     for name in others:
         log.warning(
             "adapter %r is for another base model than %s and is not served", name, settings.engine.model
         )
-    return Engine(settings.engine, mine, environ=process_environment())
+    local = local_adapters(mine, path.parent) if path is not None else ()
+    return Engine(settings.engine, local, environ=process_environment())

@@ -1,0 +1,43 @@
+"""What an adapter's source holds now, as a release that is pinned to it."""
+
+from pathlib import Path
+
+from sive.errors import AdapterError
+
+from sive_adapters import sources
+from sive_adapters.hashing import sha256_of
+from sive_adapters.registry import Adapter, Release
+from sive_adapters.store import FILES
+
+
+def pinned(adapter: Adapter, folder: Path) -> Release:
+    """Return the adapter's release with the hashes of its files; ``file:`` is relative to ``folder``.
+
+    Raises:
+        AdapterError: a file is missing, changed meanwhile, or is not the one that is pinned already.
+    """
+    where, release = f"adapter {adapter.name!r}", adapter.release
+    source = sources.parse(release.source, folder)
+    if source.kind != "file":
+        raise AdapterError(
+            f"{where} has the source {source}, which cannot be fetched yet: download it and write file:FOLDER"
+        )
+    found = Release(release.source, {name: _sha256(Path(source.path) / name, where) for name in FILES})
+    if release.sha256 and dict(release.sha256) != found.sha256:
+        raise AdapterError(
+            f"{where} is pinned to {str(release.digest)[:12]}, {source} holds {str(found.digest)[:12]} now: "
+            "restore its files, or take sha256 out of the list to pin what is there"
+        )
+    return found
+
+
+def _sha256(file: Path, where: str) -> str:
+    try:
+        before = file.stat()
+        digest = sha256_of(file)
+        after = file.stat()
+    except OSError as exc:
+        raise AdapterError(f"{where}: cannot read {file}: {exc.strerror}") from exc
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise AdapterError(f"{where}: {file} changed while it was read: try again when it is whole")
+    return digest

@@ -1,0 +1,280 @@
+"""Adapters on disk: one folder a version, named by its content, that never changes."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sive.errors import AdapterError
+
+from sive_adapters import disk
+from sive_adapters.disk import FreeBytes, free_bytes
+from sive_adapters.fetch import Fetched, Job, checked_pins, fetch_files
+from sive_adapters.object_store import Patience
+from sive_adapters.origin import Origin, open_origin
+from sive_adapters.part import DONE, Stat
+from sive_adapters.progress import Progress, Told, nobody
+from sive_adapters.sources import Source
+
+__all__ = ["Progress", "Store", "Told", "Version", "digest_of", "nobody"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""What belongs to an adapter; PEFT folders hold more that nobody serves."""
+
+ABOUT = "sive.json"
+PARTS = ".parts"
+OLD_PART_S = 7 * 24 * 3600.0
+"""A download that nobody took up again for so long is thrown away."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An adapter's files on disk: a folder that never changes.
+
+    ``digest``: 64 hex digits, the SHA-256 over the sorted lines that ``sha256sum`` prints for its files.
+    ``sha256``: file name to lowercase hex. ``source``: where it is from, a branch resolved to its commit.
+    """
+
+    name: str
+    digest: str
+    folder: Path
+    sha256: Mapping[str, str]
+    source: str = ""
+
+    @property
+    def short(self) -> str:
+        """The first 12 digits of the digest, as in the folder's name."""
+        return self.digest[:12]
+
+
+class Store:
+    """``root/NAME/DIGEST12/``: versions of read-only files; ``root/.parts/``: downloads under way.
+
+    Several processes may use one root. ``free_bytes``: how much room a folder has.
+    """
+
+    def __init__(
+        self, root: Path, *, patience: Patience | None = None, free_bytes: FreeBytes = free_bytes
+    ) -> None:
+        self.root = root.absolute()
+        self._patience = patience or Patience()
+        self._free_bytes = free_bytes
+
+    def find(self, name: str, sha256: Mapping[str, str]) -> Version | None:
+        """Return the version with these files if it is on disk whole; asks no network, and reads no weights.
+
+        What is not pinned at all is not found.
+        """
+        if not sha256:
+            return None
+        pinned = sha256.items()
+        return next((one for one in self.versions(name) if pinned <= one.sha256.items()), None)
+
+    def fetch(
+        self, name: str, source: Source, sha256: Mapping[str, str] | None = None, *, told: Told = nobody
+    ) -> Version:
+        """Bring a version onto the disk, or find it there.
+
+        What is pinned and on disk asks no network. What is not pinned is looked at where it is from, and
+        fetched when it is not what is on disk. Another process that fetches this adapter is waited for.
+
+        Raises:
+            AdapterError: it cannot be had or stored, or its files are not the pinned ones.
+        """
+        title = f"adapter {_checked(name)!r}"
+        pinned = checked_pins(title, sha256 or {})
+        if strange := sorted(pinned.keys() - set(FILES)):
+            raise AdapterError(
+                f"{title} pins {strange[0]}, which is no file of an adapter: {' and '.join(FILES)}"
+            )
+        if found := self.find(name, pinned):
+            return found
+        with disk.plain_errors(self.root, title), self._locked(name):
+            if found := self.find(name, pinned):  # brought by whom we waited for
+                return found
+            origin = open_origin(source, self._patience)
+            stats = _files_of(title, origin)
+            if not pinned and (found := self._unchanged(name, origin, stats)):
+                return found
+            key = hashlib.sha256(str(origin.source).encode()).hexdigest()[:12]
+            job = Job(name, origin, pinned, self.root / PARTS / name / key)
+            return self._keep(name, job, fetch_files(job, stats, told=told, free=self._free_bytes))
+
+    def versions(self, name: str) -> tuple[Version, ...]:
+        """Return the versions of an adapter that are on disk whole, the newest first."""
+        folders = [path for path in (self.root / _checked(name)).glob("[!.]*") if path.is_dir()]
+        folders.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return tuple(version for folder in folders if (version := _read(name, folder)[0]))
+
+    def collect(self, keep: Collection[Path]) -> tuple[Path, ...]:
+        """Remove the version folders that are not in ``keep``, and old parts; return what was removed.
+
+        An adapter that is being fetched is left alone.
+        """
+        kept = {path.resolve() for path in keep}
+        removed: list[Path] = []
+        for folder in sorted(self.root.glob("[!.]*/*")):
+            if folder.is_dir() and folder.resolve() not in kept:
+                with contextlib.suppress(TimeoutError), self._locked(folder.parent.name, wait=False):
+                    self._discard(folder)
+                    removed.append(folder)
+        for part in sorted(self.root.glob(f"{PARTS}/*/*")):
+            if part.is_dir() and time.time() - _last_change(part) > OLD_PART_S:
+                with contextlib.suppress(TimeoutError), self._locked(part.parent.name, wait=False):
+                    shutil.rmtree(part)
+                    removed.append(part)
+        return tuple(removed)
+
+    def _unchanged(self, name: str, origin: Origin, stats: Mapping[str, Stat]) -> Version | None:
+        """Return the version that was fetched from there when its files were as they are now."""
+        if not all(stat.is_known for stat in stats.values()):
+            return None
+        for version in self.versions(name):
+            _, then = _read(name, version.folder)
+            is_same = then.keys() == stats.keys() and all(stats[file].is_of(then[file]) for file in stats)
+            if version.source == str(origin.source) and is_same:
+                return version
+        return None
+
+    def _keep(self, name: str, job: Job, fetched: Mapping[str, Fetched]) -> Version:
+        """Make a version of files that lie in the working folder; the lock is held."""
+        files = job.working / DONE
+        digest = digest_of({file: one.sha256 for file, one in fetched.items()})
+        final = self.root / name / digest[:12]
+        final.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "source": str(job.origin.source),
+            "files": {
+                file: {
+                    "sha256": one.sha256,
+                    "size": one.stat.size,
+                    "etag": one.stat.etag,
+                    "modified": one.stat.modified,
+                }
+                for file, one in fetched.items()
+            },
+        }
+        _write_about(files, about)
+        if _read(name, final)[0] is not None:
+            # The same content from elsewhere, or put there again: where it is from is all that is new.
+            (files / ABOUT).replace(final / ABOUT)
+        else:
+            for file in fetched:
+                (files / file).chmod(0o444)
+            disk.sync_folder(files)
+            self._discard(final)
+            files.rename(final)
+        disk.sync_folder(final.parent)
+        shutil.rmtree(job.working)
+        version, _ = _read(name, final)
+        if version is None:
+            raise AdapterError(f"{final} is not what was just written there: is another program changing it?")
+        return version
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a folder; under its own name it is never seen in part."""
+        if not folder.exists():
+            return
+        trash = self.root / PARTS / folder.parent.name / f"{folder.name}.trash"
+        shutil.rmtree(trash, ignore_errors=True)
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(trash)
+        shutil.rmtree(trash)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Be the only process that changes an adapter's versions.
+
+        Raises:
+            TimeoutError: another is, and is not to be waited for.
+        """
+        from filelock import FileLock
+
+        (self.root / PARTS).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / PARTS / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except TimeoutError:
+            if not wait:
+                raise
+            log.info("adapter %r is being fetched by another process, waiting for it", name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def digest_of(sha256: Mapping[str, str]) -> str:
+    """Return the digest of a version: the SHA-256 over what ``sha256sum`` prints for its files, sorted."""
+    lines = sorted(f"{digest}  {file}\n" for file, digest in sha256.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files_of(title: str, origin: Origin) -> dict[str, Stat]:
+    """Look at an adapter's files.
+
+    Raises:
+        AdapterError: one is not there.
+    """
+    stats = origin.look(FILES)
+    if WEIGHTS_FILE not in stats and origin.look([PICKLE_FILE]):
+        raise AdapterError(
+            f"{title}: {origin.source} has its weights only as {PICKLE_FILE}, a pickle, which is not read: "
+            "load it with PEFT and save it again, save_pretrained writes safetensors"
+        )
+    for file in FILES:
+        if file not in stats:
+            raise AdapterError(f"{title}: {origin.source} has no {file}: correct the source, or upload it")
+    return stats
+
+
+def _read(name: str, folder: Path) -> tuple[Version | None, dict[str, Stat]]:
+    """Return what a folder says of itself; None when it is no version, or not whole."""
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_text("utf-8"))
+        sha256 = {str(file): str(one["sha256"]) for file, one in about["files"].items()}
+        stats = {
+            file: Stat(int(one["size"]), one["etag"], one["modified"]) for file, one in about["files"].items()
+        }
+        is_whole = all((folder / file).stat().st_size == stat.size for file, stat in stats.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, {}
+    digest = digest_of(sha256)
+    if not is_whole or digest[:12] != folder.name:
+        log.warning("%s is damaged and not used", folder)
+        return None, {}
+    return Version(name, digest, folder, sha256, str(about.get("source", ""))), stats
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    with (folder / ABOUT).open("w", encoding="utf-8") as file:
+        json.dump(about, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_change(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise AdapterError(f"{name!r} is no name of an adapter: letters, digits, '.', '_' and '-'")
+    return name

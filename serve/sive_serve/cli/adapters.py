@@ -1,0 +1,181 @@
+"""``sive adapters``: the list of wanted adapters, shown, checked and pinned."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sive.errors import AdapterError
+from sive_adapters.findings import Finding
+from sive_adapters.registry import Adapter, Release
+
+from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest
+from sive_serve.cli.output import print_json, print_table
+
+app = typer.Typer(help="The adapters that are wanted.", no_args_is_help=True)
+
+ListOption = Annotated[
+    Path | None,
+    typer.Option("--adapters", help="An adapters.toml; default: that of [engine].", show_default=False),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A sive.toml.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", show_default=False)]
+
+NOT_HERE = Finding("not_here", "its files are not on this machine: they were not checked", is_fatal=False)
+
+
+@app.command("list", epilog="Example: sive adapters list")
+def list_(adapters: ListOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the adapters that are wanted, and which are pinned."""
+    listed = find(list_file(adapters, config))
+    if as_json:
+        print_json([described(adapter) for adapter in listed])
+        return
+    print_table(
+        ("name", "version", "base model", "source"),
+        [(one.name, short_digest(one.release), one.base_model, one.release.source) for one in listed],
+    )
+
+
+@app.command(epilog="Example: sive adapters show spinoza")
+def show(
+    name: str, adapters: ListOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show all that the list says of an adapter, and what a rollback goes back to."""
+    (adapter,) = find(list_file(adapters, config), [name])
+    if as_json:
+        print_json(described(adapter))
+        return
+    rows = [
+        ("name", adapter.name),
+        ("base_model", adapter.base_model),
+        *_release_rows(adapter.release),
+        ("system_prompt", adapter.system_prompt or "-"),
+        ("languages", ", ".join(adapter.languages) or "-"),
+        *((f"sampling.{key}", str(value)) for key, value in adapter.sampling.items()),
+    ]
+    for release in adapter.previous:
+        rows += [(f"previous {key}", value) for key, value in _release_rows(release)]
+    print_table(("key", "value"), rows)
+
+
+@app.command(epilog="Example: sive adapters check spinoza --base Qwen/Qwen2.5-14B-Instruct")
+def check(
+    wanted: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|FOLDER]...", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Their base: a hub id or folder.", show_default=False)
+    ] = None,
+    adapters: ListOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with adapters before anything loads them; exit status 1 when one is to be refused."""
+    reports = [
+        _Report(name, folder, base or its_base)
+        for name, folder, its_base in _wanted(wanted or [], list_file(adapters, config))
+    ]
+    if as_json:
+        print_json([report.described() for report in reports])
+    else:
+        print_table(("adapter", "", "why"), [row for report in reports for row in report.rows()])
+    if not all(report.is_fit for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: sive adapters pin spinoza")
+def pin(
+    names: Names = None,
+    adapters: ListOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the sha256 of adapters' files into the list: of those named, else of all that are unpinned."""
+    from sive_adapters.pin import pinned
+
+    path = list_file(adapters, config)
+    chosen = [adapter for adapter in find(path, names) if names or not adapter.release.sha256]
+    done = []
+    for adapter in chosen:
+        release = pinned(adapter, path.parent)
+        _set_release(path, adapter, release)
+        done.append(replace(adapter, release=release))
+        if not as_json:
+            typer.echo(f"{adapter.name} {short_digest(release)}")
+    if as_json:
+        print_json([described(adapter) for adapter in done])
+
+
+class _Report:
+    """What was found about one adapter."""
+
+    def __init__(self, name: str, folder: Path | None, base: str | None) -> None:
+        from sive_adapters.base_model import read_base_model
+        from sive_adapters.check import check as look
+        from sive_adapters.registry import base_model_of
+
+        self.name = name
+        self.folder = folder
+        if folder is None:
+            self.findings: tuple[Finding, ...] = (NOT_HERE,)
+            return
+        model = base_model_of(base, Path()) if base is not None else None
+        known = read_base_model(model) if model is not None else None
+        self.findings = look(folder, known, base_model=model)
+
+    @property
+    def is_fit(self) -> bool:
+        """Could it be served?"""
+        return not any(finding.is_fatal for finding in self.findings)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A line for each finding, one for none."""
+        return [
+            (self.name, "refused" if finding.is_fatal else "note", f"{finding.code}: {finding.message}")
+            for finding in self.findings
+        ] or [(self.name, "ok", "-")]
+
+    def described(self) -> dict[str, Any]:
+        """For ``--json``."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {
+            "name": self.name,
+            "folder": str(self.folder) if self.folder else None,
+            "ok": self.is_fit,
+            "findings": findings,
+        }
+
+
+def _wanted(wanted: list[str], path: Path) -> list[tuple[str, Path | None, str | None]]:
+    """Names, folders and base models: of what is named, a folder where it is one, else of the whole list."""
+    folders = {text for text in wanted if "/" in text or (Path(text).is_dir() and not _is_listed(text, path))}
+    names = [text for text in wanted if text not in folders]
+    listed = {} if wanted and not names else {adapter.name: adapter for adapter in find(path, names)}
+    return [
+        (text, Path(text).absolute(), None)
+        if text in folders
+        else (text, local_folder(listed[text], path), listed[text].base_model)
+        for text in wanted or listed
+    ]
+
+
+def _is_listed(name: str, path: Path) -> bool:
+    return path.is_file() and name in {adapter.name for adapter in find(path)}
+
+
+def _set_release(path: Path, adapter: Adapter, release: Release) -> None:
+    from sive_adapters.registry import edit
+
+    def change(listed: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        if adapter not in listed:
+            raise AdapterError(f"adapter {adapter.name!r} was changed in {path} meanwhile: try again")
+        return tuple(replace(one, release=release) if one == adapter else one for one in listed)
+
+    edit(path, change)
+
+
+def _release_rows(release: Release) -> list[tuple[str, str]]:
+    hashes = [(f"sha256 {file}", digest) for file, digest in release.sha256.items()]
+    return [("source", release.source), ("version", short_digest(release)), *hashes]

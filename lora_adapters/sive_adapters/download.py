@@ -15,6 +15,7 @@ from sive.errors import AdapterError
 
 from sive_adapters import object_store, part
 from sive_adapters.hashing import Follower
+from sive_adapters.meter import Meter
 from sive_adapters.object_store import (
     ChangedError,
     Patience,
@@ -25,7 +26,6 @@ from sive_adapters.object_store import (
 from sive_adapters.part import CONNECTIONS, DONE, MIB, Part, Range, Stat
 from sive_adapters.progress import Told
 from sive_adapters.sources import Source
-from sive_adapters.meter import Meter
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -1,4 +1,4 @@
-"""Whether an engine really speaks as an adapter: its log probabilities, against its base's and against before.
+"""Whether an engine really speaks as an adapter: how it reads a text, against its base and against before.
 
 An engine may answer 200 for an adapter and compute the base model, or garbage. So each adapter that was
 loaded reads one fixed text, and what it makes of every token of it is compared: with the base model's

@@ -44,12 +44,15 @@ class BootTimes:
                 new.replace(self._path)
 
     def left_s(self, phase: str, since_s: float, fetch_s: float | None = None) -> float:
-        """Return how long it takes until ready, ``since_s`` seconds into a phase; ``fetch_s``: to fetch the rest.
+        """Return how long it takes until ready, ``since_s`` seconds into a phase.
 
-        Fetching apart it takes as long as the last time; an overdue phase is believed to end any moment.
+        ``fetch_s``: to fetch the rest. Fetching apart it takes as long as the last time; an overdue phase is
+        believed to end any moment.
         """
+        if not self._last and phase != "fetching":
+            return max(2.0, FIRST_BOOT_S - since_s)
         if not self._last:
-            return max(2.0, FIRST_BOOT_S - since_s) if phase != "fetching" else (fetch_s or 0.0) + FIRST_BOOT_S
+            return (fetch_s or 0.0) + FIRST_BOOT_S
         after = PHASES[PHASES.index(phase) + 1 :] if phase in PHASES else PHASES[1:]
         rest_s = sum(self._last.get(one, 0.0) for one in after)
         if phase == "fetching":

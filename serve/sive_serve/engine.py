@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sive.assemble import EngineModel
 from sive.config import EngineSettings
 from sive.errors import AdapterError, EngineError
 
@@ -21,7 +22,8 @@ from sive_serve.engine_boot import Boot
 from sive_serve.engine_client import EngineClient
 from sive_serve.engine_config import engine_environ, engine_kind, find_program, free_port, vllm_config
 from sive_serve.engine_failure import explain
-from sive_serve.engine_models import EngineModel, adapter_models, base_model_of
+from sive_serve.engine_loras import EngineLoras
+from sive_serve.engine_models import engine_models, read_base
 
 Phase = Literal[
     "fetching", "starting", "loading", "compiling", "adapters", "probing", "ready", "failed", "stopped"
@@ -80,7 +82,7 @@ class Engine:
         self._environ = environ
         self._log_path = log_path
         self._program = find_program(settings.command, environ)
-        self.base = base_model_of(settings)
+        self.base = read_base(settings)
         self.adapters = adapters
         # Made once before anything runs: a wrong key should be a line at the start, not a boot that fails.
         self._port = int(self._vllm_config(Capacity()).get("port") or free_port())
@@ -100,8 +102,12 @@ class Engine:
     @property
     def models(self) -> dict[str, EngineModel]:
         """Every model that is served or should be, by the name callers know, the base first."""
-        adapters = self.adapters.states.values() if self.adapters is not None else ()
-        return {model.name: model for model in (self.base, *adapter_models(self.base, adapters))}
+        return engine_models(self.base, self.adapters.states.values() if self.adapters is not None else ())
+
+    @property
+    def is_ready(self) -> bool:
+        """Does it serve?"""
+        return self._phase == "ready"
 
     @property
     def state(self) -> EngineState:
@@ -228,13 +234,18 @@ class Engine:
         return explain(**{key: last[key] for key in ("code", "signal", "error_lines", "last_lines")})
 
     async def _settle(self, boot: Boot, config: Mapping[str, Any]) -> str:
-        """Load and prove the adapters on an engine that listens, then serve; return why that is impossible."""
+        """Load and prove the adapters on an engine that listens, then serve; return why that failed."""
         try:
             async with EngineClient(self.url) as client:
                 if self.adapters is not None:
                     self._enter("adapters")
                     kind = await engine_kind(client, config, base=self.base.weights, on_cpu=self.on_cpu)
-                    await self.adapters.settle(client, kind, config, entered=self._enter)
+                    # Before any adapter is loaded: on a CPU the base's rows then get an adapter's weights.
+                    base = await client.read_probe(self.base.name)
+                    loras = EngineLoras(client, kind, base, int(config["max-lora-rank"]))
+                    await self.adapters.load_all(loras)
+                    self._enter("probing")
+                    await self.adapters.prove_all()
                 self._enter("ready")
                 await asyncio.Event().wait()  # the client is the adapters' as long as the engine lives
         except (EngineError, AdapterError) as exc:

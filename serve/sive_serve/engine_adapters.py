@@ -1,171 +1,147 @@
-"""The adapters of one engine: fetched, checked, loaded, proved to speak, changed while others talk.
+"""The adapters an engine should serve: fetched, checked, loaded, proved, and changed while others talk.
 
 An adapter is loaded under a name of its own per version, ``spinoza@9f3c21ab77e0``, from a folder that never
 changes; what callers ask for as ``spinoza`` points at one of them. A new version is loaded and proved beside
-the old one before the pointer moves, and the old one is unloaded when nobody is being answered by it. (vLLM's
-own ``load_inplace`` reads the folder again at every step, and an evicted adapter whose folder is gone ends
-the engine: docs/adr/0008.)
+the old one before the pointer moves, and the old one is unloaded when nobody is being answered by it
+(docs/adr/0008-an-adapter-is-its-content.md).
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sive.errors import AdapterError, EngineError, SiveError
-from sive_adapters import identity, registry
-from sive_adapters.base_model import BaseModel
+from sive_adapters import registry
+from sive_adapters.base_model import read_base_model
 from sive_adapters.check import check, lora_rank
+from sive_adapters.entries import MAX_PREVIOUS
 from sive_adapters.registry import Adapter, Release
 from sive_adapters.sources import parse
 from sive_adapters.store import Progress, Store, Version
 
+from sive_serve.adapter_state import AdapterState, Phase, engine_name
 from sive_serve.daemon_thread import in_thread
-from sive_serve.engine_client import EngineClient
+from sive_serve.engine_loras import EngineLoras
 
-Phase = Literal["waiting", "fetching", "checking", "loading", "probing", "serving", "refused"]
-
-LOADS_AT_ONCE = 4
 RETRY_S = (15.0, 30.0, 60.0, 120.0, 300.0)
-"""Waits between attempts to fetch what could not be fetched."""
+"""Waits between attempts to fetch what could not be fetched; the last one is repeated."""
 
-DRAIN_S = 600.0
+DRAIN_S, DRAIN_POLL_S = 600.0, 0.2
 """How long an old version is kept for the answers that it is giving; vLLM finishes them even without it."""
-
-DRAIN_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
-Told = Callable[[str, Progress | None], None]
-"""What a change is doing: a phase, and in "fetching" how far it is."""
+Told = Callable[[Phase, Progress | None], None]
+"""What a change is doing, and while it fetches how far that is."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterState:
-    """What is known of one desired adapter.
-
-    ``serving``: the version that answers under its name now, which while it is being replaced is not
-    the desired one. ``detail``: why it is refused. ``is_pinned``: the list says what its files must be.
-    """
-
-    adapter: Adapter
-    phase: Phase = "waiting"
-    detail: str = ""
-    wanted: Version | None = None
-    serving: Version | None = None
-    progress: Progress | None = None
-    is_retried: bool = False
-
-    @property
-    def is_pinned(self) -> bool:
-        """Are its files' hashes written in the list?"""
-        return bool(self.adapter.release.sha256)
+def nobody(phase: Phase, progress: Progress | None) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine has to be started with: adapters it will hold at once, and their largest rank."""
+    """What an engine is started for: how many adapters, and their largest rank."""
 
-    count: int
-    max_rank: int
-
-
-def engine_name(name: str, version: Version) -> str:
-    """Return what the engine calls one version of an adapter."""
-    return f"{name}@{version.short}"
-
-
-@dataclass(slots=True)
-class _Engine:
-    """A running engine: its API, its kind, how its base model reads the probe, the largest rank it takes."""
-
-    client: EngineClient
-    kind: identity.EngineKind
-    base: identity.Fingerprint
-    max_rank: int
-    loads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOADS_AT_ONCE))
+    count: int = 0
+    max_rank: int = 0
 
 
 class EngineAdapters:
-    """The desired adapters of one base model and what the engine makes of them.
+    """The desired adapters of one base model, and what became of each: ``states``, by name.
 
-    ``path``: the list they are read from, None for none. ``base``: facts about the base model, as far as they
-    are known. ``base_name``: what the engine calls it. ``changed`` is called when another version answers;
-    ``users`` says how many requests are being answered under an engine's name.
+    ``path``: the list. ``model``: the base model, a hub id or an absolute folder. ``changed`` is called when
+    another version answers; ``users`` says how many requests are being answered under an engine's name.
+    ``elsewhere``: names that the list has for other base models.
+
+    Raises:
+        AdapterError: the list cannot be read.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        store: Store,
-        *,
-        model: str,
-        base: BaseModel | None,
-        base_name: str,
-        changed: Callable[[], None] = lambda: None,
-        users: Callable[[str], int] = lambda name: 0,
-    ) -> None:
+    def __init__(self, path: Path, store: Store, *, model: str) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self.users: Callable[[str], int] = lambda name: 0
+        self.states: dict[str, AdapterState] = {}
+        self.elsewhere: tuple[str, ...] = ()
         self._path = path
         self._store = store
         self._model = model
-        self._base = base
-        self._base_name = base_name
-        self.changed = changed
-        self.users = users
-        self._engine: _Engine | None = None
+        self._engine: EngineLoras | None = None
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading: set[str] = set()
         self._is_closed = False
-        self.states: dict[str, AdapterState] = {}
-        self.elsewhere: tuple[str, ...] = ()
-        if path is not None:
-            self._read(path)
+        self._read()
 
-    def _read(self, path: Path) -> None:
-        ours, self.elsewhere = registry.adapters_for(registry.read_adapters(path), self._model)
-        self.states = {adapter.name: self._kept(adapter) for adapter in ours}
+    def _read(self) -> None:
+        """Read the list; what is known of an adapter that is wanted as before is kept."""
+        ours, self.elsewhere = registry.adapters_for(registry.read_adapters(self._path), self._model)
+        before = self.states
+        self.states = {}
+        for adapter in ours:
+            known = before.get(adapter.name, AdapterState(adapter))
+            is_same = known.adapter.release == adapter.release
+            self.states[adapter.name] = (
+                replace(known, adapter=adapter) if is_same else AdapterState(adapter, serving=known.serving)
+            )
 
-    def _kept(self, adapter: Adapter) -> AdapterState:
-        """What is known of an adapter already, if it is still the same that is wanted."""
-        known = self.states.get(adapter.name)
-        if known is not None and known.adapter.release == adapter.release:
-            return replace(known, adapter=adapter)
-        return AdapterState(adapter, serving=known.serving if known else None)
+    def fetching(self) -> tuple[int, int]:
+        """Bytes that were fetched, and bytes that are to be, of all that is being fetched."""
+        progress = [state.progress for state in self.states.values() if state.progress is not None]
+        return sum(one.done_bytes for one in progress), sum(one.total_bytes or 0 for one in progress)
 
     # An engine's life
 
     async def prepare(self) -> Capacity:
-        """Fetch and check what is desired, before an engine starts: it has to know the largest rank.
+        """Fetch and check what is wanted, before an engine starts: it has to know the largest rank.
 
         What cannot be had is left out and tried again later: an engine that serves most is worth more
         than none.
         """
-        if self._path is not None:
-            with _logged("adapters.toml is not read again"):
-                self._read(self._path)
-        await asyncio.gather(*(self._prepare(name) for name in list(self.states)))
+        with _logged("the list of adapters is not read again"):
+            self._read()
+        await asyncio.gather(*(self._prepare(name) for name in self.states))
         folders = [state.wanted.folder for state in self.states.values() if state.wanted is not None]
         return Capacity(len(self.states), max(map(lora_rank, folders), default=0))
 
-    async def settle(self, client: EngineClient, kind: identity.EngineKind, max_rank: int) -> None:
-        """Load and prove every adapter on an engine that has just started.
+    async def load_all(self, engine: EngineLoras) -> None:
+        """Load every wanted version into an engine that has just started, and forget what is not wanted.
 
         Raises:
             EngineError: the engine does not answer.
         """
-        # Before any adapter is loaded: on a CPU the base model's rows get an adapter's weights afterwards.
-        base = await client.read_probe(self._base_name)
-        self._engine = _Engine(client, kind, base, max_rank)
-        for name, state in self.states.items():
-            self._set(name, replace(state, serving=None))
-        await asyncio.gather(*(self._take_in(name) for name in list(self.states)))
-        self.changed()
+        self._engine = engine
+        await asyncio.gather(*(self._take_in(name, self._load) for name in self.states))
+
+    async def prove_all(self) -> None:
+        """Prove every loaded version, and serve those that speak as themselves.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        loaded = [name for name, state in self.states.items() if state.phase == "loading"]
+        await asyncio.gather(*(self._take_in(name, self._prove) for name in loaded))
         for name, state in self.states.items():
             if state.is_retried:
                 self._spawn(self._retry(name))
+        with _logged("old versions are not removed"):
+            await in_thread(self._collect)
+
+    def _collect(self) -> None:
+        """Remove versions that nobody goes back to; now, because an engine needs the folders it has loaded.
+
+        Of adapters that others may list nothing is removed.
+        """
+        stale: set[Path] = set()
+        for name, state in self.states.items():
+            releases = (state.adapter.release, *state.adapter.previous)
+            kept = [state.wanted, *(self._store.find(name, release.sha256) for release in releases)]
+            folders = {version.folder for version in self._store.versions(name)}
+            stale |= folders - {version.folder for version in kept if version is not None}
+        self._store.collect(set(self._store.root.glob("[!.]*/*")) - stale)
 
     def lost(self) -> None:
         """The engine is gone, and with it all that it had loaded."""
@@ -174,115 +150,148 @@ class EngineAdapters:
             task.cancel()
         for name, state in self.states.items():
             phase: Phase = "refused" if state.phase == "refused" else "waiting"
-            self._set(name, replace(state, serving=None, phase=phase))
+            self.states[name] = replace(state, serving=None, phase=phase, progress=None)
         self.changed()
 
     async def aclose(self) -> None:
-        """Stop whatever is under way; a download goes on from where it was the next time."""
+        """Stop what is under way; a download goes on from where it was the next time."""
         self._is_closed = True
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._engine = None
 
     # Changes
 
-    async def put(self, adapter: Adapter, *, told: Told = lambda phase, progress: None) -> AdapterState:
-        """Serve an adapter, or another version of it, and write it to the list once it has proved itself.
+    async def put(self, adapter: Adapter, *, told: Told = nobody) -> AdapterState:
+        """Serve an adapter, or another version of it, and list it once it has proved itself.
 
         Raises:
-            AdapterError: it cannot be had, is not fit, or does not speak; the old version goes on.
+            AdapterError: it cannot be had, is not fit, or does not speak as itself; what was served goes on.
             EngineError: the engine failed on the way.
         """
-        path = self._writable()
         async with self._changing:
-            version = await self._fetch(adapter, told=told)
+            version = await self._fetch(adapter, told)
             told("checking", None)
             await self._check(adapter, version)
-            pinned = replace(adapter, release=Release(adapter.release.source, version.sha256))
             if self._engine is not None:
-                await self._prove(adapter.name, version, told=told)
-            before = self.states.get(adapter.name)
-            await in_thread(lambda: registry.edit(path, lambda listed: _with(listed, pinned)))
-            state = AdapterState(pinned, wanted=version, serving=before.serving if before else None)
-            self.states[adapter.name] = state
+                told("loading", None)
+                await self._engine.load(adapter.name, version)
+                told("probing", None)
+                await self._prove_or_unload(self._engine, adapter.name, version)
+            await self._list(replace(adapter, release=Release(adapter.release.source, version.sha256)))
+            self._wants(adapter.name, version)
             if self._engine is not None:
                 self._flip(adapter.name, version)
             return self.states[adapter.name]
 
-    async def roll_back(self, name: str, *, told: Told = lambda phase, progress: None) -> AdapterState:
-        """Serve the version before; doing it twice is doing nothing.
+    async def roll_back(self, name: str, *, told: Told = nobody) -> AdapterState:
+        """Serve the version before; once more, and it is the one after it again.
 
         Raises:
             AdapterError: there is none, or as for ``put``.
         """
-        adapter = self._desired(name)
+        adapter = self.wanted(name)
         if not adapter.previous:
-            raise AdapterError(f"adapter {name!r} has no version before this one: nothing to go back to")
+            raise AdapterError(f"adapter {name!r} has no version before this one to go back to")
         return await self.put(replace(adapter, release=adapter.previous[0]), told=told)
 
     async def remove(self, name: str) -> None:
-        """Serve it no more; what is being answered is finished.
+        """Serve it no more, and take it off the list; what is being answered is finished.
 
         Raises:
-            AdapterError: it is not listed.
+            AdapterError: it is not listed, or the list cannot be written.
         """
-        path = self._writable()
         async with self._changing:
-            self._desired(name)
-            await in_thread(
-                lambda: registry.edit(path, lambda listed: tuple(one for one in listed if one.name != name))
-            )
+            self.wanted(name)
+            await in_thread(lambda: registry.edit(self._path, lambda listed: _without(listed, name)))
             state = self.states.pop(name)
             self.changed()
             if state.serving is not None:
-                self._spawn(self._drain(engine_name(name, state.serving)))
+                self._spawn(self._drain(name, state.serving))
+
+    def reload(self, name: str) -> None:
+        """Load and prove an adapter again that the engine says it does not know."""
+        if name in self.states and name not in self._reloading:
+            self._reloading.add(name)
+            self._spawn(self._reload(name))
+
+    async def _reload(self, name: str) -> None:
+        self._reloading.discard(name)
+        async with self._changing:
+            if name not in self.states or self._engine is None:
+                return
+            with _logged(f"adapter {name!r} is not loaded again"):
+                await self._take_in(name, self._load)
+                if self.states[name].phase == "loading":
+                    await self._take_in(name, self._prove)
+
+    def wanted(self, name: str) -> Adapter:
+        """Return an adapter that is listed.
+
+        Raises:
+            AdapterError: it is not.
+        """
+        if name not in self.states:
+            known = ", ".join(self.states) or "none"
+            raise AdapterError(f"there is no adapter {name!r} for {self._model}; listed are: {known}")
+        return self.states[name].adapter
 
     # Steps
 
     async def _prepare(self, name: str) -> None:
-        state = self.states[name]
+        adapter = self.states[name].adapter
         try:
-            version = await self._fetch(state.adapter)
-            await self._check(state.adapter, version)
+            version = await self._fetch(adapter, nobody)
         except SiveError as exc:
-            is_retried = isinstance(exc, AdapterError) and self.states[name].phase == "fetching"
-            self._refuse(name, str(exc), is_retried=is_retried)
+            self._refuse(name, str(exc), is_retried=True)
+            return
+        try:
+            await self._check(adapter, version)
+        except SiveError as exc:
+            self._refuse(name, str(exc))
         else:
-            self._set(name, replace(self.states[name], wanted=version, phase="waiting", detail=""))
+            self._wants(name, version)
 
-    async def _fetch(
-        self, adapter: Adapter, *, told: Told = lambda phase, progress: None
-    ) -> Version:
-        folder = self._path.parent if self._path is not None else Path()
-        if found := await in_thread(lambda: self._store.find(adapter.name, adapter.release.sha256)):
+    async def _fetch(self, adapter: Adapter, told: Told) -> Version:
+        release, loop = adapter.release, asyncio.get_running_loop()
+        if found := await in_thread(lambda: self._store.find(adapter.name, release.sha256)):
             return found
-
-        loop = asyncio.get_running_loop()
 
         def progressed(progress: Progress) -> None:
             if self._is_closed:
                 raise AdapterError("sive is stopping")
-            loop.call_soon_threadsafe(self._progressed, adapter.name, progress, told)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._progressed, adapter.name, progress, told)
 
         self._enter(adapter.name, "fetching")
         told("fetching", None)
-        source = parse(adapter.release.source, folder)
+        source = parse(release.source, self._path.parent)
         return await in_thread(
-            lambda: self._store.fetch(adapter.name, source, adapter.release.sha256, told=progressed)
+            lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed)
         )
 
     def _progressed(self, name: str, progress: Progress, told: Told) -> None:
-        if (state := self.states.get(name)) is not None and state.phase == "fetching":
-            self._set(name, replace(state, progress=progress))
+        state = self.states.get(name)
+        if state is not None and state.phase == "fetching":
+            self.states[name] = replace(state, progress=progress)
         told("fetching", progress)
 
     async def _check(self, adapter: Adapter, version: Version) -> None:
+        """Look at a version before anything loads it.
+
+        Raises:
+            AdapterError: it must not be loaded.
+        """
         self._enter(adapter.name, "checking")
-        max_rank = self._engine.max_rank if self._engine is not None else None
+        max_rank = None if self._engine is None else self._engine.max_rank
         findings = await in_thread(
-            lambda: check(version.folder, self._base, max_lora_rank=max_rank, base_model=adapter.base_model)
+            lambda: check(
+                version.folder,
+                read_base_model(self._model),
+                max_lora_rank=max_rank,
+                base_model=adapter.base_model,
+            )
         )
         for finding in findings:
             if not finding.is_fatal:
@@ -290,111 +299,87 @@ class EngineAdapters:
         if fatal := [finding.message for finding in findings if finding.is_fatal]:
             raise AdapterError(f"adapter {adapter.name!r} is not fit to be served: {'; '.join(fatal)}")
 
-    async def _take_in(self, name: str) -> None:
-        """Load, prove and serve the wanted version, or refuse it."""
+    async def _take_in(self, name: str, step: Callable[[str, Version], Coroutine[None, None, None]]) -> None:
+        """Take a step with the wanted version, or refuse it; an engine that is gone is not its fault."""
         version = self.states[name].wanted
         if version is None:
             return
         try:
-            await self._prove(name, version)
+            await step(name, version)
         except AdapterError as exc:
             self._refuse(name, str(exc))
-        else:
-            self._flip(name, version)
 
-    async def _prove(
-        self, name: str, version: Version, *, told: Told = lambda phase, progress: None
-    ) -> None:
-        """Load a version under its own name and compare what it reads; unload it if it is not itself.
+    async def _load(self, name: str, version: Version) -> None:
+        self._enter(name, "loading")
+        await self._running().load(name, version)
 
-        Raises:
-            AdapterError: vLLM does not take it, or it does not speak as it should.
-            EngineError: the engine is gone.
-        """
-        engine = self._running()
-        theirs = engine_name(name, version)
-        async with engine.loads:
-            self._enter(name, "loading")
-            told("loading", None)
-            if theirs not in await engine.client.models():
-                try:
-                    await engine.client.load(theirs, version.folder)
-                except EngineError as exc:
-                    raise AdapterError(f"adapter {name!r} cannot be loaded: {exc}") from exc
-            self._enter(name, "probing")
-            told("probing", None)
-            try:
-                await self._identify(engine, name, version)
-            except AdapterError:
-                if not self._serves(name, version):
-                    await engine.client.unload(theirs)
-                raise
+    async def _prove(self, name: str, version: Version) -> None:
+        self._enter(name, "probing")
+        await self._prove_or_unload(self._running(), name, version)
+        self._flip(name, version)
 
-    async def _identify(self, engine: _Engine, name: str, version: Version) -> None:
-        read = await engine.client.read_probe(engine_name(name, version))
-        stored = await in_thread(lambda: fingerprints(version))
-        known = stored.get(str(engine.kind))
-        if why := identity.misidentified(name, read, base=engine.base, stored=known):
-            raise AdapterError(why)
-        if known is None:
-            stored[str(engine.kind)] = read
-            await in_thread(lambda: store_fingerprints(version, stored))
+    async def _prove_or_unload(self, engine: EngineLoras, name: str, version: Version) -> None:
+        try:
+            await engine.prove(name, version)
+        except AdapterError:
+            if self.states.get(name) is None or self.states[name].serving != version:
+                await engine.unload(name, version)
+            raise
+
+    async def _list(self, adapter: Adapter) -> None:
+        """Write an adapter to the list, the version it had before to its ``previous``."""
+        before = self.states.get(adapter.name)
+        had = None if before is None else before.serving or before.wanted
+        listed = await in_thread(
+            lambda: registry.edit(self._path, lambda listed: _with(listed, adapter, had=had))
+        )
+        written = next(one for one in listed if one.name == adapter.name)
+        self.states[adapter.name] = AdapterState(written, serving=before.serving if before else None)
+
+    def _wants(self, name: str, version: Version) -> None:
+        state = replace(self.states[name], wanted=version, detail="", progress=None, is_retried=False)
+        self.states[name] = state if state.serving is not None else replace(state, phase="waiting")
 
     def _flip(self, name: str, version: Version) -> None:
         """From now on this version answers under the adapter's name."""
         before = self.states[name].serving
-        self._set(
-            name, replace(self.states[name], phase="serving", detail="", progress=None, serving=version, wanted=version)
-        )
+        self.states[name] = replace(self.states[name], phase="serving", detail="", serving=version)
         self.changed()
         log.info("adapter %r: version %s answers", name, version.short)
         if before is not None and before.digest != version.digest:
-            self._spawn(self._drain(engine_name(name, before)))
+            self._spawn(self._drain(name, before))
 
-    async def _drain(self, theirs: str) -> None:
-        """Unload a version once nobody is being answered by it."""
+    async def _drain(self, name: str, version: Version) -> None:
+        """Unload a version once nobody is being answered by it, unless it is wanted again."""
+        theirs = engine_name(name, version)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
-                while self.users(theirs):
+                while self.users(theirs):  # noqa: ASYNC110 - looked at rarely, instead of told at each end
                     await asyncio.sleep(DRAIN_POLL_S)
-        if self._engine is None or theirs in self.engine_names:
-            return  # it went with its engine, or is wanted again
-        with _logged(f"{theirs} is not unloaded"):
-            await self._engine.client.unload(theirs)
+        async with self._changing:  # a roll-back may be about to serve it
+            is_serving = any(state.engine_name == theirs for state in self.states.values())
+            if self._engine is None or is_serving:
+                return
+            with _logged(f"{theirs} is not unloaded"):
+                await self._engine.unload(name, version)
 
     async def _retry(self, name: str) -> None:
-        """Fetch what could not be fetched, until it can or is not wanted any more."""
-        for wait_s in (*RETRY_S, *[RETRY_S[-1]] * 1000):
-            await asyncio.sleep(wait_s)
+        """Fetch what could not be fetched until it can be, or is not wanted any more."""
+        attempt = 0
+        while True:
+            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            attempt += 1
             async with self._changing:
-                if name not in self.states or not self.states[name].is_retried or self._engine is None:
+                if name not in self.states or not self.states[name].is_retried:
                     return
                 await self._prepare(name)
-                await self._take_in(name)
+                if self.states[name].wanted is None:
+                    continue
+            await self._reload(name)
 
     # Small things
 
-    @property
-    def engine_names(self) -> Collection[str]:
-        """What the engine calls the versions that answer."""
-        return {engine_name(name, state.serving) for name, state in self.states.items() if state.serving}
-
-    def _serves(self, name: str, version: Version) -> bool:
-        serving = self.states[name].serving if name in self.states else None
-        return serving is not None and serving.digest == version.digest
-
-    def _desired(self, name: str) -> Adapter:
-        if name not in self.states:
-            known = ", ".join(self.states) or "none"
-            raise AdapterError(f"there is no adapter {name!r} for {self._model}; listed are: {known}")
-        return self.states[name].adapter
-
-    def _writable(self) -> Path:
-        if self._path is None:
-            raise AdapterError("this sive reads no adapters.toml: set adapters under [engine]")
-        return self._path
-
-    def _running(self) -> _Engine:
+    def _running(self) -> EngineLoras:
         if self._engine is None:
             raise EngineError("the engine is not ready")
         return self._engine
@@ -403,16 +388,42 @@ class EngineAdapters:
         """Show a phase, unless an older version goes on answering meanwhile."""
         state = self.states.get(name)
         if state is not None and state.serving is None:
-            self._set(name, replace(state, phase=phase, progress=None))
+            self.states[name] = replace(state, phase=phase, progress=None)
 
     def _refuse(self, name: str, why: str, *, is_retried: bool = False) -> None:
         log.error("%s", why)
-        self._set(name, replace(self.states[name], phase="refused", detail=why, is_retried=is_retried))
+        self.states[name] = replace(
+            self.states[name], phase="refused", detail=why, progress=None, is_retried=is_retried
+        )
+        self.changed()
 
-    def _set(self, name: str, state: AdapterState) -> None:
-        self.states[name] = state
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+
+def _with(listed: tuple[Adapter, ...], adapter: Adapter, *, had: Version | None) -> tuple[Adapter, ...]:
+    """The list with this adapter in it, remembering the version that it ``had``, pinned or not."""
+    before = next((one for one in listed if one.name == adapter.name), None)
+    if before is None:
+        return (*listed, adapter)
+    release = before.release
+    if had is not None and not release.sha256:
+        release = Release(release.source, had.sha256)
+    past = [one for one in (release, *before.previous) if one.sha256 not in ({}, adapter.release.sha256)]
+    new = replace(adapter, previous=tuple(past[:MAX_PREVIOUS]))
+    return tuple(new if one.name == adapter.name else one for one in listed)
+
+
+def _without(listed: tuple[Adapter, ...], name: str) -> tuple[Adapter, ...]:
+    return tuple(one for one in listed if one.name != name)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log an error of ours and go on."""
+    try:
+        yield
+    except SiveError as exc:
+        log.warning("%s: %s", what, exc)

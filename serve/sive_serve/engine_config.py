@@ -1,6 +1,5 @@
 """What the engine is started with: its program, its ``--config`` and its environment."""
 
-import json
 import os
 import re
 import secrets
@@ -170,7 +169,7 @@ async def engine_kind(
 def gpu_name() -> str:
     """Return the model of the first GPU, as its driver calls it."""
     try:
-        said = subprocess.run(  # noqa: S603 - no input of anybody
+        said = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],  # noqa: S607 - wherever the driver put it
             capture_output=True,
             text=True,

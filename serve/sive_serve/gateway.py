@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
-from sive.assemble import EngineModel, EngineParts, Learned, build_table, clocks, describe_local
+from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
-from sive.calls import Call, parse, request_id
+from sive.calls import Call, parse, request_id, with_sampling
 from sive.chain import Chain
 from sive.config import Settings
 from sive.drive import Driver
 from sive.errors import RequestError
 from sive.faces import StreamFace, WholeFace
-from sive.health import Health
+from sive.health import Health, Key
 from sive.policy import Policy
 from sive.report import Report
 from sive.routes import Model, Rest, Table
@@ -37,6 +37,9 @@ REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
 ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
 """Headers that a page of another origin may read."""
+
+REFUSED_RETRY_S = 60
+"""An adapter that is not what it should be stays so until somebody changes it."""
 
 CANCELLED_STATUS = 499
 """nginx's code for a client that closed its request; there is no standard one."""
@@ -64,10 +67,16 @@ class Gateway:
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
         self.local = describe_local(settings.local)
-        self.table: Table = build_table(settings, local=self.local, engine=_parts(engine))
+        self._lessons: dict[tuple[str, str], Learned] = {}
+        self._adapter_rests: dict[Key, Rest] = {}
+        self.table: Table = {}
+        self.build_routes()
+        if engine is not None and engine.adapters is not None:
+            engine.adapters.changed = self.build_routes
+            engine.adapters.users = self._users
+            self.metrics.watch_adapters(engine.adapters.states.values)
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
-        self._lessons: dict[tuple[str, str], Learned] = {}
         self._wires: dict[WireName, Wire] = {}
 
     async def start(self) -> None:
@@ -104,22 +113,41 @@ class Gateway:
             await self.engine.stop()
         self.request_log.flush()
 
-    def rests(self) -> dict[str, Rest]:
-        """Backends that cannot answer now, and why."""
-        if self.engine is None or self.engine.state.phase == "ready":
-            return {}
+    def rests(self) -> dict[Key, Rest]:
+        """Backends and models there that cannot answer now, and why."""
+        if self.engine is None or self.engine.is_ready:
+            return self._adapter_rests
         state = self.engine.state
         why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
-        return {"engine": Rest(why, state.retry_after_s)}
+        return {("engine", ""): Rest(why, state.retry_after_s)}
+
+    def build_routes(self) -> None:
+        """Build the routes anew from what is known now; requests under way keep theirs."""
+        engine = self.engine
+        self.table = build_table(
+            self.settings, local=self.local, engine=_parts(engine), learned=self._lessons
+        )
+        states = engine.adapters.states.values() if engine is not None and engine.adapters is not None else ()
+        self._adapter_rests = {
+            ("engine", state.adapter.name): Rest(state.why_not, REFUSED_RETRY_S)
+            for state in states
+            if state.serving is None
+        }
+
+    def _users(self, engine_name: str) -> int:
+        """How many requests are being answered under this name of the engine's."""
+        return sum(
+            any(rung.backend.name == "engine" and rung.model == engine_name for rung in exchange.model.rungs)
+            for exchange in self.running
+            if exchange.model is not None
+        )
 
     def _learn(self, lessons: Mapping[tuple[str, str], Learned]) -> None:
         """What a backend says of its models; the routes are built anew when it is news."""
         if all(self._lessons.get(key) == lesson for key, lesson in lessons.items()):
             return
         self._lessons = {**self._lessons, **lessons}
-        self.table = build_table(
-            self.settings, local=self.local, engine=_parts(self.engine), learned=self._lessons
-        )
+        self.build_routes()
 
     def answer(self, exchange: Exchange, body: bytes) -> None:
         """One chat completion or completion, from the request to the end of its answer."""
@@ -129,7 +157,9 @@ class Gateway:
         except RequestError as problem:
             self.refuse(exchange, problem)
             return
-        exchange.request_id = call.request_id
+        if model.sampling:
+            call = with_sampling(call, model.sampling)
+        exchange.request_id, exchange.model = call.request_id, model
         try:
             exchange.driver = self._driver(exchange, call, model)
         except Exception:  # the outermost frame of a request: whoever sent it is told
@@ -223,6 +253,13 @@ class Gateway:
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model
 
+    def _reload_what_is_missing(self, report: Report, engine: Engine) -> None:
+        """An engine that does not know an adapter it has loaded has lost it."""
+        for failure in report.failures:
+            is_missing = failure.backend == "engine" and failure.reason == "model_not_found"
+            if is_missing and engine.adapters is not None:
+                engine.adapters.reload(report.call.model)
+
     def _remember(self, report: Report) -> None:
         """What each backend did last, for /status; a refused key is said once in the log."""
         now = time.monotonic()
@@ -240,6 +277,8 @@ class Gateway:
 
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)
+        if report.failures and self.engine is not None:
+            self._reload_what_is_missing(report, self.engine)
         self._remember(report)
         self.request_log.add(report)
 
@@ -255,5 +294,4 @@ def _parts(engine: Engine | None) -> EngineParts | None:
         probe="token",
         position_seeds=not engine.on_cpu,  # vLLM's CPU runner draws from a generator that starts anew
     )
-    models = [EngineModel(model.name, model.weights, model.parent) for model in engine.models.values()]
-    return EngineParts(backend, models)
+    return EngineParts(backend, list(engine.models.values()))

@@ -16,6 +16,7 @@ import httptools
 from sive.drive import Driver
 from sive.errors import RequestError
 from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
+from sive.routes import Model
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sive_serve.direct import Direct
@@ -217,6 +218,7 @@ class Exchange:
     def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.request_id = ""
+        self.model: Model | None = None
         self.driver: Direct | Driver | None = None
         self.has_begun = False
         # What uvicorn looks at:

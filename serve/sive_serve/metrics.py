@@ -8,6 +8,8 @@ from prometheus_client.registry import Collector
 from sive.protocol import Json
 from sive.report import Report
 
+from sive_serve.adapter_state import AdapterState
+
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 MAX_TOKENS = 10**9
 """What counts more for one answer is no count."""
@@ -101,6 +103,10 @@ class Metrics:
         """A probe is over."""
         self._probes.labels(backend, "token" if report.is_complete else "none").inc()
 
+    def watch_adapters(self, states: Callable[[], Iterable[AdapterState]]) -> None:
+        """Show which adapters of the engine answer whenever somebody looks."""
+        self.registry.register(_Adapters(states))
+
     def watch(self, open_breakers: Callable[[], Iterable[tuple[str, str]]]) -> None:
         """Show which breakers are open whenever somebody looks."""
         self.registry.register(_Breakers(open_breakers))
@@ -143,6 +149,25 @@ class _Series:
             count = usage.get(name)
             if isinstance(count, int) and 0 < count < MAX_TOKENS:
                 counter.inc(count)
+
+
+class _Adapters(Collector):
+    """A series for every adapter that is wanted: 1 when the engine speaks as it, 0 when it must not."""
+
+    def __init__(self, states: Callable[[], Iterable[AdapterState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The adapters and the versions that answer."""
+        family = GaugeMetricFamily(
+            "sive_adapter_serving",
+            "1 when the engine speaks as this adapter and was seen to.",
+            labels=("adapter", "version"),
+        )
+        for state in self._states():
+            version = state.serving.short if state.serving is not None else ""
+            family.add_metric([state.adapter.name, version], float(state.serving is not None))
+        yield family
 
 
 class _Breakers(Collector):

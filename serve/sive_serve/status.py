@@ -6,6 +6,8 @@ from typing import Any
 from sive import __version__
 from sive.routes import Model, Rest, Rung
 
+from sive_serve.adapter_state import AdapterState
+from sive_serve.engine import Engine
 from sive_serve.gateway import Gateway
 
 Json = dict[str, Any]
@@ -99,9 +101,36 @@ def _engine(gateway: Gateway) -> Json | None:
     return {
         "phase": state.phase,
         "since_s": round(state.since_s, 1),
+        "phase_s": round(state.phase_s, 1),
+        "ready_in_s": state.retry_after_s,
+        "fetched_bytes": state.fetched_bytes,
+        "to_fetch_bytes": state.to_fetch_bytes,
         "restarts": state.restarts,
         "detail": state.detail,
         "models": list(gateway.engine.models),
+        "adapters": adapters(gateway.engine),
+    }
+
+
+def adapters(engine: Engine) -> Json:
+    """What became of each wanted adapter: ``/admin/adapters`` and a part of ``/status``."""
+    states = engine.adapters.states if engine.adapters is not None else {}
+    return {name: adapter(state) for name, state in states.items()}
+
+
+def adapter(state: AdapterState) -> Json:
+    """One wanted adapter."""
+    return {
+        "phase": state.phase,
+        "detail": state.detail,
+        "version": state.serving.short if state.serving is not None else None,
+        "wanted": state.wanted.short if state.wanted is not None else None,
+        "pinned": state.is_pinned,
+        "source": state.adapter.release.source,
+        "base_model": state.adapter.base_model,
+        "languages": list(state.adapter.languages),
+        "fetched_bytes": state.progress.done_bytes if state.progress is not None else 0,
+        "to_fetch_bytes": (state.progress.total_bytes or 0) if state.progress is not None else 0,
     }
 
 

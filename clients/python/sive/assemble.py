@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sive.backends import Backend
 from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
@@ -10,6 +10,7 @@ from sive.backends.presets import PRESETS
 from sive.config import BackendSettings, LocalSettings, ModelSettings, RungSettings, Settings
 from sive.errors import ConfigError
 from sive.policy import Clocks
+from sive.protocol import Json
 from sive.routes import Model, Rung, Table
 
 LOCAL_URL = "local:/v1"
@@ -27,11 +28,18 @@ class LocalModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:
-    """A model that the engine of this process serves; ``parent`` is the base model of an adapter."""
+    """A model that the engine of this process serves; ``parent`` is the base model of an adapter.
+
+    ``engine_name``: what the engine calls the version that answers. ``weights``: None while no version is
+    known. ``system_prompt`` and ``sampling`` stand in for what a request lacks.
+    """
 
     name: str
-    weights: str
-    parent: str | None
+    weights: str | None
+    parent: str | None = None
+    engine_name: str = ""
+    system_prompt: str | None = None
+    sampling: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,7 @@ class _Builder:
         )
         if weights is None and name == "local" and rungs:
             weights = rungs[0].weights
+        own = self._engine_models.get(name)
         written = () if settings.route == "default" else settings.route
         return Model(
             name=name,
@@ -155,11 +164,12 @@ class _Builder:
                 for number, rung in enumerate(rungs)
             ),
             weights=weights,
-            parent=self._engine_models[name].parent if name in self._engine_models else None,
+            parent=own.parent if own else None,
             refuses_degraded=settings.degrade == "refuse",
             guards_json=settings.guard_json,
             hedges=settings.hedge,
-            system_prompt=settings.system_prompt,
+            system_prompt=settings.system_prompt or (own.system_prompt if own else None),
+            sampling=own.sampling if own else {},
         )
 
     def _default_rungs(self, name: str) -> list[Rung]:
@@ -219,7 +229,8 @@ class _Builder:
         if self._engine is None or name not in self._engine_models:
             served = ", ".join(self._engine_models) or "nothing"
             raise ConfigError(f"a route asks the engine for {name!r}, which serves {served}")
-        return self._informed(Rung(self._engine.backend, name, why, self._engine_models[name].weights))
+        found = self._engine_models[name]
+        return self._informed(Rung(self._engine.backend, found.engine_name or name, why, found.weights))
 
     def _hf(self) -> Backend:
         if "hf" in self._backends:

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -162,6 +163,17 @@ def _prompts(body: Json) -> tuple[int, int]:
             return len(prompt), max(map(len, prompt))
     wanted = "a string, a list of strings, or token ids"
     raise RequestError(f"'prompt' must be {wanted}", param="prompt", code="invalid_type")
+
+
+def with_sampling(call: Call, sampling: Json) -> Call:
+    """The call with a model's own sampling where it says nothing; a null says that the backend may choose."""
+    has_limit = "max_completion_tokens" in call.body
+    missing = {
+        name: value
+        for name, value in sampling.items()
+        if name not in call.body and not (name == "max_tokens" and has_limit)
+    }
+    return replace(call, body={**call.body, **missing}, raw=b"") if missing else call
 
 
 def request_id(headers: Mapping[str, str]) -> str:

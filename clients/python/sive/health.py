@@ -48,13 +48,14 @@ class _Traffic:
 class Health:
     """Breakers and traffic of all backends.
 
-    ``rests``: backends that cannot answer for a reason of their own, such as an engine that boots.
+    ``rests``: backends, or single models there, that cannot answer for a reason of their own: an engine that
+    boots, an adapter that is not what it should be.
     ``is_probed``: somebody outside asks backends with ``probe = "token"`` and closes their breakers;
     otherwise one caller's request does.
     """
 
     def __init__(
-        self, policy: Policy, *, rests: Callable[[], Mapping[str, Rest]] = dict, is_probed: bool = False
+        self, policy: Policy, *, rests: Callable[[], Mapping[Key, Rest]] = dict, is_probed: bool = False
     ) -> None:
         self._policy = policy
         self._own_rests = rests
@@ -67,9 +68,12 @@ class Health:
 
     def rest(self, rung: Rung, now: float) -> Rest | None:
         """Why this rung is not asked now; None when it may be."""
-        if own := self._own_rests().get(rung.backend.name):
-            return own
-        for key in _keys(rung):
+        keys = _keys(rung)
+        if rests := self._own_rests():
+            for key in keys:
+                if key in rests:
+                    return rests[key]
+        for key in keys:
             breaker = self._breakers.get(key)
             if breaker is not None and not self._may_be_tried(breaker, rung.backend, now):
                 return self._rest(breaker, now)
@@ -77,7 +81,8 @@ class Health:
 
     def is_out_of_order(self, rung: Rung) -> bool:
         """Does it rest for a reason of its own, so that not even the last rung is asked in vain?"""
-        return rung.backend.name in self._own_rests()
+        rests = self._own_rests()
+        return any(key in rests for key in _keys(rung))
 
     def rests_until(self, rung: Rung) -> float:
         """When its breakers have rested; the past when they are closed."""
@@ -180,6 +185,10 @@ class Health:
     def learn_token_ids(self, backend: str, now: float, *, gives: bool) -> None:
         """What an answer showed."""
         self._gives_ids[backend] = now, gives
+
+    def forget(self, backend: str, model: str) -> None:
+        """A model that is not there any more."""
+        self._breakers.pop((backend, model), None)
 
     # What a prober and the status page ask
 

@@ -1,7 +1,7 @@
 """Routes: which backends answer for a served model, in which order, and who counts as another voice."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sive.backends import Backend, Request
 from sive.calls import Call
@@ -29,6 +29,7 @@ class Model:
     """A served model and its ordered rungs; ``parent`` is its base model when it is an adapter.
 
     ``lets_upstream_degrade``: there is no other voice here, so a sive further up may use its own.
+    ``sampling``: fields for requests that lack them.
     ``guards_json``: answers in one piece are streamed upstream and put together here, so that clocks and
     resuming protect them too. ``hedges``: a slow first token makes the next rung be asked as well.
     """
@@ -42,6 +43,7 @@ class Model:
     guards_json: bool = True
     hedges: bool = False
     system_prompt: str | None = None
+    sampling: Json = field(default_factory=dict)
 
 
 Table = Mapping[str, Model]

@@ -7,11 +7,12 @@ from typing import Any
 
 import typer
 from sive.config import Settings, load, process_environment
-from sive_adapters.adapters import local_adapters
-from sive_adapters.registry import adapters_for, read_adapters
+from sive_adapters.registry import base_model_of
+from sive_adapters.store import Store
 
 from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list
 from sive_serve.engine import Engine
+from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
 from sive_serve.server import bind, check_exposure, run
 from sive_serve.status import start_lines
@@ -42,11 +43,14 @@ def _engine(settings: Settings) -> Engine | None:
     if settings.engine is None:
         return None
     path = engine_list(settings) or (DESIRED_ADAPTERS if DESIRED_ADAPTERS.is_file() else None)
-    listed = read_adapters(path) if path is not None else ()
-    mine, others = adapters_for(listed, settings.engine.model)
-    for name in others:
-        log.warning(
-            "adapter %r is for another base model than %s and is not served", name, settings.engine.model
-        )
-    local = local_adapters(mine, path.parent) if path is not None else ()
-    return Engine(settings.engine, local, environ=process_environment())
+    folder = (settings.engine.adapters_dir or settings.environment.adapters_dir).expanduser()
+    adapters = None
+    if path is not None:
+        adapters = EngineAdapters(path, Store(folder), model=base_model_of(settings.engine.model, Path()))
+        for name in adapters.elsewhere:
+            log.warning(
+                "adapter %r is for another base model than %s and is not served", name, settings.engine.model
+            )
+    return Engine(
+        settings.engine, adapters, environ=process_environment(), boot_times=folder / ".boot_times.json"
+    )

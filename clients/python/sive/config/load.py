@@ -113,6 +113,7 @@ def _packaged_models() -> Tree:
 def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     names = {
         "PORT": "gateway.port",
+        "SIVE_ADAPTERS_DIR": "environment.adapters_dir",
         "HF_LOCAL_MODEL_PATH": "local.model",
         "SNB_BACKEND_URL": "environment.snb_backend_url",
         "SNB_API_PREFIX": "environment.snb_api_prefix",
@@ -132,6 +133,7 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple
         said["gateway.api_keys"] = (keys, keys_env)
     if cache := environ.get("XDG_CACHE_HOME"):
         said.setdefault("local.weights_dir", (Path(cache) / "sive" / "weights", "XDG_CACHE_HOME"))
+        said.setdefault("environment.adapters_dir", (Path(cache) / "sive" / "adapters", "XDG_CACHE_HOME"))
     return {key: value for key, value in said.items() if key != "local.weights_dir" or not _has(tree, key)}
 
 

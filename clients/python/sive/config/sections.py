@@ -93,8 +93,8 @@ class ModelSettings(Section):
 class EngineSettings(BaseModel):
     """``[engine]``: the vLLM child process. Keys sive does not know go to vLLM's own ``--config``.
 
-    ``adapters``: path of an ``adapters.toml``. ``command``: the ``vllm`` program, found when left out.
-    ``start_s``: an engine not ready by then is restarted.
+    ``adapters``: path of an ``adapters.toml``; ``adapters_dir``: where their versions are kept. ``command``:
+    the ``vllm`` program, found when left out. ``start_s``: an engine not ready by then is restarted.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -102,6 +102,7 @@ class EngineSettings(BaseModel):
     model: str
     served_model_name: str | None = None
     adapters: Path | None = None
+    adapters_dir: Path | None = None
     command: Path | None = None
     start_s: Seconds = 1800
     max_model_len: Annotated[int, Field(gt=0)] | None = None
@@ -133,6 +134,7 @@ class LocalSettings(Section):
 class EnvironmentSettings(Section):
     """What only the environment says: names that earlier deployments set, and ``SIVE_OFFLINE``.
 
+    ``adapters_dir``: ``SIVE_ADAPTERS_DIR``, where versions of adapters are kept.
     ``snb_api_prefix``: where the old Space's API lies; one that ends in ``/v1`` speaks OpenAI's protocol.
     """
 
@@ -141,6 +143,7 @@ class EnvironmentSettings(Section):
     hf_token: SecretStr | None = None
     ia_model: str = "Qwen/Qwen2.5-14B-Instruct"
     offline: bool = False
+    adapters_dir: Path = Path("~/.cache/sive/adapters")
 
 
 class Settings(Section):

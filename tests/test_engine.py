@@ -1,7 +1,6 @@
 """The engine as the gateway sees it: its models, its configuration, its deaths and returns."""
 
 import asyncio
-import json
 import os
 import signal
 import tempfile
@@ -14,11 +13,14 @@ import psutil
 import pytest
 from sive.config import EngineSettings
 from sive.errors import EngineError
-from sive_adapters import Adapter
+from sive_adapters.registry import Adapter, Release
+from sive_adapters.store import Version
+from sive_serve.adapter_state import AdapterState
 from sive_serve.engine import Engine, backoff_s
+from sive_serve.engine_adapters import Capacity
 from sive_serve.engine_config import Program, engine_environ, find_program, max_lora_rank, vllm_config
 from sive_serve.engine_failure import explain
-from sive_serve.engine_models import engine_models
+from sive_serve.engine_models import engine_models, read_base
 
 FAKE = Path(__file__).parent / "lab" / "fake_engine.py"
 WORKER = "(Worker pid=6486) ERROR 11-22 07:08:03 [multiproc_executor.py:1063] "
@@ -43,16 +45,6 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def adapter(tmp_path: Path, base: Path) -> Adapter:
-    """Return an adapter of that model."""
-    folder = tmp_path / "spinoza"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    return Adapter("spinoza", folder, str(base), rank=4)
-
-
 def run_engine(engine: Engine, scenario: Callable[[Engine], Awaitable[None]]) -> None:
     """Start the engine, play the scenario, and stop it whatever happened."""
 
@@ -66,11 +58,11 @@ def run_engine(engine: Engine, scenario: Callable[[Engine], Awaitable[None]]) ->
     asyncio.run(play())
 
 
-def fake_engine(base: Path, *adapters: Adapter, start_s: float = 30, **misbehaviour: object) -> Engine:
+def fake_engine(base: Path, *, start_s: float = 30, **misbehaviour: object) -> Engine:
     """Return an engine over the stand-in, which misbehaves as asked."""
     keys: dict[str, Any] = {f"fake-{key}": value for key, value in misbehaviour.items()}
     settings = EngineSettings(model=str(base), command=FAKE, start_s=start_s, **keys)
-    return Engine(settings, adapters, environ=os.environ)
+    return Engine(settings, environ=os.environ)
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -83,7 +75,7 @@ def segment_of(main: psutil.Process) -> Path:
     return Path(f"/dev/shm/fake_{main.pid}")
 
 
-def test_an_engine_becomes_ready_and_stops_without_a_trace(base: Path, adapter: Adapter) -> None:
+def test_an_engine_becomes_ready_and_stops_without_a_trace(base: Path) -> None:
     """Start, phases, ready, stop: and no process is left."""
 
     async def scenario(engine: Engine) -> None:
@@ -98,7 +90,7 @@ def test_an_engine_becomes_ready_and_stops_without_a_trace(base: Path, adapter: 
         assert engine.state.phase == "stopped"
         assert not [process for process in family if process.is_running()]
 
-    run_engine(fake_engine(base, adapter), scenario)
+    run_engine(fake_engine(base), scenario)
 
 
 @pytest.mark.parametrize("victim", ["guard", "engine"])
@@ -170,58 +162,71 @@ def test_the_waits_between_starts_double_up_to_half_a_minute() -> None:
     assert [backoff_s(deaths) for deaths in (1, 2, 3, 4, 5, 6, 7, 1000)] == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-def test_weights_name_base_adapter_and_version(base: Path, adapter: Adapter) -> None:
-    """Equal files are equal weights, and a byte more in an adapter is another voice."""
-    settings = EngineSettings(model=str(base))
-    first = engine_models(settings, (adapter,))
+def state(name: str, digest: str = "ab" * 32) -> AdapterState:
+    """An adapter of which a version answers."""
+    version = Version(name, digest, Path("/store") / name, {})
+    adapter = Adapter(name, "/models/qwen", Release("file:spinoza"))
+    return AdapterState(adapter, "serving", wanted=version, serving=version)
+
+
+def test_weights_name_base_adapter_and_version(base: Path) -> None:
+    """Equal files are equal weights, and another version is another voice."""
+    qwen = read_base(EngineSettings(model=str(base)))
+    first = engine_models(qwen, [state("spinoza")])
     assert list(first) == ["qwen", "spinoza"]
-    assert first["qwen"].parent is None
-    assert first["spinoza"].parent == "qwen"
-    assert first["spinoza"].weights.startswith(first["qwen"].weights + "+spinoza@")
-    assert engine_models(settings, (adapter,)) == first
-    adapter.weights_file.write_bytes(b"other weights")
-    other = engine_models(settings, (adapter,))
-    assert other["qwen"] == first["qwen"]
-    assert other["spinoza"] != first["spinoza"]
+    assert (first["qwen"].parent, first["spinoza"].parent) == (None, "qwen")
+    assert first["spinoza"].weights == f"{first['qwen'].weights}+spinoza@abababababab"
+    assert first["spinoza"].engine_name == "spinoza@abababababab"
+    assert engine_models(qwen, [state("spinoza")]) == first
+    assert engine_models(qwen, [state("spinoza", "cd" * 32)])["spinoza"].weights != first["spinoza"].weights
 
 
-def test_a_hub_model_is_served_under_its_id(adapter: Adapter) -> None:
+def test_an_adapter_that_is_not_there_has_no_weights(base: Path) -> None:
+    """Nobody's answer is taken for its."""
+    unknown = AdapterState(Adapter("kant", str(base), Release("file:kant")))
+    model = engine_models(read_base(EngineSettings(model=str(base))), [unknown])["kant"]
+    assert (model.weights, model.engine_name) == (None, "kant")
+
+
+def test_a_hub_model_is_served_under_its_id() -> None:
     """Without a folder the id is both the name and the weights, with the revision when one is set."""
-    settings = EngineSettings(model="Qwen/Qwen2.5-14B-Instruct", revision="abc")  # type: ignore[call-arg]
-    assert engine_models(settings, ())["Qwen/Qwen2.5-14B-Instruct"].weights == "Qwen/Qwen2.5-14B-Instruct@abc"
+    base = read_base(EngineSettings(model="Qwen/Qwen2.5-14B-Instruct", revision="abc"))  # type: ignore[call-arg]
+    assert (base.name, base.weights) == ("Qwen/Qwen2.5-14B-Instruct", "Qwen/Qwen2.5-14B-Instruct@abc")
 
 
-def test_a_name_is_served_once(base: Path, adapter: Adapter) -> None:
+def test_a_name_is_served_once(base: Path) -> None:
     """An adapter cannot be called as the base is."""
-    with pytest.raises(EngineError, match="'spinoza' has the name of another model"):
-        engine_models(EngineSettings(model=str(base), served_model_name="spinoza"), (adapter,))
+    spinoza = read_base(EngineSettings(model=str(base), served_model_name="spinoza"))
+    with pytest.raises(EngineError, match="'spinoza' has the name of the base model"):
+        engine_models(spinoza, [state("spinoza")])
 
 
 def test_a_missing_model_folder_is_explained() -> None:
     """A path that is not there never reaches vLLM, which would take it for a repository's name."""
     with pytest.raises(EngineError, match="/nowhere/qwen does not exist"):
-        engine_models(EngineSettings(model="/nowhere/qwen"), ())
+        read_base(EngineSettings(model="/nowhere/qwen"))
 
 
-def test_what_the_user_writes_wins(base: Path, adapter: Adapter) -> None:
+def test_what_the_user_writes_wins(base: Path) -> None:
     """Keys of ``[engine]`` go to vLLM in either spelling and stand above ours."""
-    keys: dict[str, Any] = {"max_loras": 5, "max-lora-rank": 64, "dtype": "float32"}
+    keys: dict[str, Any] = {"max_loras": 15, "max-lora-rank": 64, "dtype": "float32"}
     settings = EngineSettings(model=str(base), max_model_len=256, **keys)
-    config = vllm_config(settings, (adapter,), model=str(base), name="qwen", on_cpu=False)
-    assert config["max-loras"] == config["max-cpu-loras"] == 5
+    config = vllm_config(settings, Capacity(1, 4), model=str(base), name="qwen", on_cpu=False)
+    assert config["max-loras"] == config["max-cpu-loras"] == 15
     assert (config["max-lora-rank"], config["dtype"], config["max-model-len"]) == (64, "float32", 256)
     assert config["host"] == "127.0.0.1"
-    assert json.loads(config["lora-modules"][0])["name"] == "spinoza"
 
 
-def test_on_cpu_a_slot_stays_empty(base: Path, adapter: Adapter) -> None:
-    """On CPU there is one slot more than adapters, and everywhere room for all of them in memory."""
-    config = vllm_config(EngineSettings(model=str(base)), (adapter,), model="m", name="m", on_cpu=True)
-    assert (config["max-loras"], config["max-cpu-loras"]) == (2, 2)
-    assert config["dtype"] == "float32"
-    many = (adapter,) * 20
-    config = vllm_config(EngineSettings(model=str(base)), many, model="m", name="m", on_cpu=False)
-    assert (config["max-loras"], config["max-cpu-loras"]) == (8, 20)
+def test_there_is_room_for_a_change(base: Path) -> None:
+    """A slot more than adapters, for a new version beside the old; on CPU one more, which stays empty."""
+    settings = EngineSettings(model=str(base))
+    config = vllm_config(settings, Capacity(1, 4), model="m", name="m", on_cpu=True)
+    assert (config["max-loras"], config["max-cpu-loras"], config["dtype"]) == (3, 5, "float32")
+    config = vllm_config(settings, Capacity(20, 4), model="m", name="m", on_cpu=False)
+    assert (config["max-loras"], config["max-cpu-loras"]) == (8, 24)
+    config = vllm_config(settings, Capacity(), model="m", name="m", on_cpu=False)
+    assert (config["enable-lora"], config["max-loras"], config["max-lora-rank"]) == (True, 1, 16)
+    assert "enable-lora" not in vllm_config(settings, None, model="m", name="m", on_cpu=False)
 
 
 @pytest.mark.parametrize("key", ["host", "api_key", "lora_modules", "lora-modules"])
@@ -229,17 +234,14 @@ def test_what_only_the_gateway_may_say_is_refused(base: Path, key: str) -> None:
     """A key that would open the engine to the network or hide it from the gateway is an error."""
     settings = EngineSettings(model=str(base), **{key: "x"})  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"cannot stand under \[engine\]"):
-        vllm_config(settings, (), model="m", name="m", on_cpu=False)
+        vllm_config(settings, None, model="m", name="m", on_cpu=False)
 
 
-def test_the_rank_is_the_smallest_vllm_allows(adapter: Adapter) -> None:
+def test_the_rank_is_the_smallest_vllm_allows() -> None:
     """A rank between two allowed ones gets the larger, and one above all of them is refused."""
-    ranked = [Adapter("x", adapter.path, adapter.base_model, rank) for rank in (4, 64, 65, 513)]
-    assert max_lora_rank((adapter,)) == 8
-    assert max_lora_rank((ranked[0], ranked[1])) == 64
-    assert max_lora_rank((ranked[2],)) == 128
+    assert [max_lora_rank(rank) for rank in (0, 4, 16, 17, 64, 65)] == [16, 16, 16, 32, 64, 128]
     with pytest.raises(EngineError, match="rank 513, vLLM allows 512"):
-        max_lora_rank((ranked[3],))
+        max_lora_rank(513)
 
 
 def test_the_engine_never_gets_our_secrets(tmp_path: Path) -> None:

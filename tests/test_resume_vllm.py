@@ -75,7 +75,11 @@ class Case:
 
     def uncut(self, pair: Pair, **more: Any) -> Answer:
         """What the engine itself answers."""
-        answer = ask(pair.pods[0].engine_url, self.path, {**self.body, "model": self.voice, **more})
+        answer = ask(
+            pair.pods[0].engine_url,
+            self.path,
+            {**self.body, "model": pair.pods[0].engine_model(self.voice), **more},
+        )
         assert answer.status == 200, answer.error
         return answer
 

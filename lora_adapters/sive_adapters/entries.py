@@ -109,10 +109,17 @@ KNOWN: Mapping[str, type[BaseModel]] = {
 """The key a table stands under: what it may hold."""
 
 
-def first_mistake(tree: Mapping[str, Any], invalid: ValidationError) -> str:
-    """Say in one line which key of which adapter is wrong, what it is, and what it should be."""
+def first_mistake(
+    tree: Mapping[str, Any], invalid: ValidationError, *, at: tuple[str | int, ...] = ()
+) -> str:
+    """Say in one line which key of which adapter is wrong, what it is, and what it should be.
+
+    ``at``: where in ``tree`` stands what was validated.
+    """
     # An unknown key is told first: a misspelt one is also a missing one.
     errors = sorted(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
+    for each in errors:
+        each["loc"] = (*at, *each["loc"])
     error = errors[0]
     *_, key = error["loc"] or ("",)
     if error["loc"] == ("adapter",) or (len(error["loc"]) == 2 and error["type"] == "model_type"):

@@ -65,6 +65,18 @@ def read_adapters(path: Path) -> tuple[Adapter, ...]:
     return _parse(_read(path), path)
 
 
+def parse_adapter(keys: Mapping[str, Any], path: Path) -> Adapter:
+    """Return the adapter that these keys of an ``[[adapter]]`` describe, as if the list at ``path`` held it.
+
+    Raises:
+        AdapterError: one is wrong; the line names it, and the way out.
+    """
+    try:
+        return _adapter(AdapterEntry.model_validate(dict(keys)), path)
+    except ValidationError as exc:
+        raise AdapterError(first_mistake({"adapter": [keys]}, exc, at=("adapter", 0))) from None
+
+
 def adapters_for(adapters: tuple[Adapter, ...], model: str) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:
     """Return the adapters trained on ``model``, and the names of all the others."""
     base = base_model_of(model, Path())
@@ -175,8 +187,8 @@ def _difference(
     before: tuple[Adapter, ...], after: tuple[Adapter, ...]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Return what stays, by name, with the keys that change (None: goes); and what is new."""
-    old = {adapter.name: _keys(adapter) for adapter in before}
-    new = {adapter.name: _keys(adapter) for adapter in after}
+    old = {adapter.name: keys_of(adapter) for adapter in before}
+    new = {adapter.name: keys_of(adapter) for adapter in after}
     kept = {
         name: {key: keys.get(key) for key in old[name] | keys if old[name].get(key) != keys.get(key)}
         for name, keys in new.items()
@@ -185,7 +197,7 @@ def _difference(
     return kept, [keys for name, keys in new.items() if name not in old]
 
 
-def _keys(adapter: Adapter) -> dict[str, Any]:
+def keys_of(adapter: Adapter) -> dict[str, Any]:
     """An adapter as it is written: only keys that say something."""
     base = adapter.base_model
     keys = {

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve import status
+from sive_serve.admin import check_admin_key, routes
 from sive_serve.gateway import ANSWER_HEADERS, Gateway
 
 
@@ -33,7 +34,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class _Front:
-    """Checks the key of every page but /health."""
+    """Checks the key of every page but /health; /admin has keys of its own."""
 
     def __init__(self, gateway: Gateway, pages: ASGIApp) -> None:
         self._gateway = gateway
@@ -43,8 +44,12 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and scope["path"] != "/health":
             headers = Headers(scope=scope)
+            key = headers.get("authorization", "")
             try:
-                self._gateway.keys.check(headers.get("authorization", ""))
+                if scope["path"].startswith("/admin"):
+                    check_admin_key(self._gateway.admin_keys, key)
+                else:
+                    self._gateway.keys.check(key)
             except RequestError as problem:
                 told, body = self._gateway.refusal(problem, request_id(headers))
                 app = Response(body, problem.status, told)
@@ -61,6 +66,7 @@ def _pages(gateway: Gateway) -> FastAPI:
             await gateway.stop()
 
     app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
+    app.include_router(routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")

@@ -217,6 +217,8 @@ class Engine:
                 if event["event"] != "phase":
                     continue
                 limit.lift(event["phase"])
+                if event["phase"] == "failed" and self.adapters is not None:
+                    self.adapters.lost()
                 if event["phase"] == "ready":
                     settling = asyncio.create_task(self._settle(boot, config))
                 else:

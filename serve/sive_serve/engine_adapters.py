@@ -9,9 +9,10 @@ the old one before the pointer moves, and the old one is unloaded when nobody is
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sive.errors import AdapterError, EngineError, SiveError
 from sive_adapters import registry
@@ -225,6 +226,25 @@ class EngineAdapters:
                 await self._take_in(name, self._load)
                 if self.states[name].phase == "loading":
                     await self._take_in(name, self._prove)
+
+    def parse(self, keys: Mapping[str, Any]) -> Adapter:
+        """Return the adapter that these keys of an ``[[adapter]]`` describe.
+
+        Raises:
+            AdapterError: one is wrong, or it is for another base model.
+        """
+        adapter = registry.parse_adapter(keys, self._path)
+        ours, _ = registry.adapters_for((adapter,), self._model)
+        if not ours:
+            raise AdapterError(
+                f"adapter {adapter.name!r} is for {adapter.base_model}, the engine serves {self._model}"
+            )
+        return adapter
+
+    @property
+    def listed_base_model(self) -> str:
+        """How the engine's base model is written in the list."""
+        return f"file:{self._model}" if Path(self._model).is_absolute() else self._model
 
     def wanted(self, name: str) -> Adapter:
         """Return an adapter that is listed.

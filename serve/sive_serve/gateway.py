@@ -59,6 +59,8 @@ class Gateway:
         self.settings = settings
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
+        self.admin_keys = KeyRing(settings.gateway.admin_keys)
+        self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())
         self.running: set[Exchange] = set()
         self.metrics.in_flight.set_function(lambda: len(self.running))
@@ -103,6 +105,8 @@ class Gateway:
     async def stop(self) -> None:
         """Stop asking, cut what still runs, close the wires and stop the engine."""
         self._tidying.cancel()
+        for change in self.changes:
+            change.cancel()
         await self._prober.stop()
         for exchange in list(self.running):
             exchange.cut()

@@ -85,8 +85,13 @@ def run(stage: Stage, seconds: float, *, returns: bool = True) -> list[str]:
         pod.wait_ready()
     stage.wait_used("pod-a", stage.default)
     asked = total(counters(stage.default), "sive_requests_total")
-    url = stage.pods["pod-b"].engine_url
-    uncut = {key(body): ask(url, "/chat/completions", body) for body in bodies()}
+    pod = stage.pods["pod-b"]
+    uncut = {
+        key(body): ask(
+            pod.engine_url, "/chat/completions", {**body, "model": pod.engine_model(body["model"])}
+        )
+        for body in bodies()
+    }
     crowd = Crowd(stage.default, uncut)
     crowd.start()
     try:

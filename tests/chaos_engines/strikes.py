@@ -82,7 +82,11 @@ def oracle(stage: Stage) -> dict[str, Answer]:
     uncut = {}
     for voice in VOICES:
         said = [
-            ask(pod.engine_url, "/chat/completions", request(voice, max_tokens=TOKENS))
+            ask(
+                pod.engine_url,
+                "/chat/completions",
+                {**request(voice, max_tokens=TOKENS), "model": pod.engine_model(voice)},
+            )
             for pod in stage.pods.values()
         ]
         assert said[0].text == said[1].text, f"the engines disagree about {voice}"

@@ -42,6 +42,11 @@ class Pod:
         """VLLM's own API, past every sive."""
         return f"http://127.0.0.1:{self.engine_port}/v1"
 
+    def engine_model(self, voice: str) -> str:
+        """What vLLM calls the version of a voice that answers."""
+        listed = httpx2.get(f"{self.engine_url}/models", timeout=10).json()["data"]
+        return next(str(model["id"]) for model in listed if model["id"].split("@")[0] == voice)
+
     @property
     def phase(self) -> str:
         """What the engine is doing."""
@@ -108,19 +113,29 @@ class Rung:
     url: str
 
 
-def gateway_config(routes: dict[str, Sequence[Rung]], **gateway: float) -> str:
-    """Return a configuration: each prefix of ``routes`` before a voice is a model with these rungs."""
+def gateway_config(
+    routes: dict[str, Sequence[Rung]], *, engine_models: dict[str, str] | None = None, **gateway: float
+) -> str:
+    """Return a configuration: each prefix of ``routes`` before a voice is a model with these rungs.
+
+    ``engine_models``: what engines call the voices, for rungs that are named after vLLM.
+    """
+    names = engine_models or {}
     lines = ["[gateway]", *(f"{key} = {value}" for key, value in gateway.items())]
     for rung in {rung.name: rung for rungs in routes.values() for rung in rungs}.values():
         lines += ["[[backend]]", f'name = "{rung.name}"', f'url = "{rung.url}"']
     for prefix, rungs in routes.items():
         for voice in VOICES:
             entries = ", ".join(
-                f'{{ backend = "{rung.name}", model = "{voice}", weights = "tiny+{voice}" }}'
+                f'{{ backend = "{rung.name}", model = "{_name(rung, voice, names)}", weights = "tiny+{voice}" }}'
                 for rung in rungs
             )
             lines += [f'[model."{prefix}{voice}"]', f"route = [{entries}]"]
     return "\n".join(lines) + "\n"
+
+
+def _name(rung: Rung, voice: str, engine_models: dict[str, str]) -> str:
+    return engine_models.get(voice, voice) if rung.name.startswith("vllm") else voice
 
 
 @dataclass
@@ -151,7 +166,9 @@ def running_pair(folder: Path, **gateway: float) -> Iterator[Pair]:
             "": [Rung(f"pod-{letter}", proxy.url) for letter, proxy in zip("ab", sives, strict=True)],
             "vllm-": [Rung(f"vllm-{letter}", proxy.url) for letter, proxy in zip("ab", engines, strict=True)],
         }
-        served = stack.enter_context(launch(folder, gateway_config(routes, **gateway)))
+        names = {voice: pods[0].engine_model(voice) for voice in VOICES}
+        config = gateway_config(routes, engine_models=names, **gateway)
+        served = stack.enter_context(launch(folder, config))
         yield Pair(pods, cuts, served)
 
 

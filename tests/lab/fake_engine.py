@@ -1,25 +1,32 @@
 #!/usr/bin/env python3
 """A stand-in engine: a small honest program with vLLM's command line, log lines, routes and family.
 
-``fake_engine.py serve --config FILE`` reads the keys vLLM would (port, served-model-name, lora-modules)
-and ``fake-*`` keys that say how it misbehaves:
+``fake_engine.py serve --config FILE`` reads the keys vLLM would (port, served-model-name, max-lora-rank),
+loads and unloads adapters, reads prompts in a way of its own for each, and knows ``fake-*`` keys that say
+how it misbehaves:
 
 - ``fake-boot-s``: seconds until it listens. ``fake-fail``: print this and exit 1 instead.
 - ``fake-family``: true starts a child, a grandchild in a session of its own, and a double-forked
   orphan; the last two ignore SIGTERM. All map one shared memory file.
 - ``fake-borrow``: a shared memory file of somebody else, to map.
 - ``fake-noise``: bytes printed before booting, more than any pipe holds.
+- ``fake-deaf``: computes the base model whatever adapter is asked for. ``fake-drift``: reads every prompt
+  otherwise than other engines of its kind, by so many nats.
+- ``fake-log``: a file that gets a line for each adapter that is loaded or unloaded.
 """
 
 import json
 import mmap
 import os
+import random
 import signal
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 LINES = (
     "(Worker pid=1) INFO 11-22 07:04:52 [cpu_model_runner.py:68] Starting to load model {model}...",
@@ -60,18 +67,96 @@ def start_family(segment: Path) -> None:
     os.waitpid(middle, 0)
 
 
-class Routes(BaseHTTPRequestHandler):
-    """``/health`` and ``/v1/models``, as vLLM answers them."""
+class Engine:
+    """What it serves: the base, and adapters by name with the seed of how each reads."""
 
-    models: tuple[str, ...] = ()
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.bases = tuple(config["served-model-name"])
+        self.adapters: dict[str, int] = {}
+
+    @property
+    def models(self) -> list[str]:
+        """Every name it answers to."""
+        return [*self.bases, *self.adapters]
+
+    def load(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """As vLLM's /v1/load_lora_adapter."""
+        name, folder = asked["lora_name"], Path(asked["lora_path"])
+        if name in self.models:
+            return 400, _error(f"The lora adapter '{name}' has already been loaded.")
+        file = folder / "adapter_model.safetensors"
+        if not file.is_file():
+            return 404, _error("No adapter found for <path>")
+        rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+        if rank > (limit := self.config["max-lora-rank"]):
+            return 500, _error(f"LoRA rank {rank} is greater than max_lora_rank {limit}.")
+        self.adapters[name] = zlib.crc32(file.read_bytes())
+        self._note("load", name)
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """As vLLM's /v1/unload_lora_adapter."""
+        name = asked["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return 404, _error(f"The lora adapter '{name}' cannot be found.")
+        self._note("unload", name)
+        return 200, f"Success: LoRA adapter '{name}' removed successfully."
+
+    def complete(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """As vLLM's /v1/completions, as far as an identity probe goes: a token a word."""
+        name = asked["model"]
+        if name not in self.models:
+            return 404, _error(f"The model `{name}` does not exist.")
+        seed = 0 if self.config.get("fake-deaf") else self.adapters.get(name, 0)
+        reads = random.Random(seed)
+        drift = self.config.get("fake-drift", 0.0)
+        said: list[Any] = [None]
+        for token, _ in enumerate(asked["prompt"].split()[1:]):
+            said.append({str(token): {"logprob": -reads.random() * 8 - drift, "rank": 1}})
+        choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": said}
+        return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
+
+    def _note(self, what: str, name: str) -> None:
+        if log := self.config.get("fake-log"):
+            with Path(log).open("a") as file:
+                file.write(f"{what} {name}\n")
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "InternalServerError", "param": None, "code": 500}}
+
+
+class Routes(BaseHTTPRequestHandler):
+    """What sive asks of vLLM, as vLLM answers it."""
+
+    engine: Engine
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer with 200 or 404."""
-        body = b""
+        """Answer what it is and what it serves."""
         if self.path == "/v1/models":
-            listed = {"object": "list", "data": [{"id": name} for name in self.models]}
-            body = json.dumps(listed).encode()
-        self.send_response(200 if self.path in ("/health", "/v1/models") else 404)
+            listed = [{"id": name, "parent": None} for name in self.engine.models]
+            self._answer(200, {"object": "list", "data": listed})
+        elif self.path == "/version":
+            self._answer(200, {"version": "0.32.0"})
+        else:
+            self._answer(200 if self.path == "/health" else 404, "")
+
+    def do_POST(self) -> None:
+        """Load, unload, complete."""
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        routes = {
+            "/v1/load_lora_adapter": self.engine.load,
+            "/v1/unload_lora_adapter": self.engine.unload,
+            "/v1/completions": self.engine.complete,
+        }
+        act = routes.get(self.path)
+        self._answer(*(act(asked) if act else (404, _error("Not Found"))))
+
+    def _answer(self, status: int, said: Any) -> None:
+        body = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -97,8 +182,7 @@ def main() -> None:
     for line in LINES:
         time.sleep(config.get("fake-boot-s", 0) / len(LINES))
         print(line.format(model=config["model"]), flush=True)
-    modules = [json.loads(module)["name"] for module in config.get("lora-modules", ())]
-    Routes.models = (*config["served-model-name"], *modules)
+    Routes.engine = Engine(config)
     server = ThreadingHTTPServer(("127.0.0.1", config["port"]), Routes)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     while True:

@@ -1,4 +1,4 @@
-"""``sive adapters``: the list of wanted adapters, shown, checked and pinned."""
+"""``sive adapters``: the adapters that are wanted, shown, checked, pinned, and changed where they are served."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 from sive.errors import AdapterError
 from sive_adapters.findings import Finding
 from sive_adapters.registry import Adapter, Release
+from sive_adapters.sources import FORMS
 
 from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest
 from sive_serve.cli.output import print_json, print_table
@@ -21,6 +22,15 @@ ListOption = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A sive.toml.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", show_default=False)]
+
+UrlsOption = Annotated[
+    list[str] | None,
+    typer.Option("--url", help="A sive with an engine; several times for several.", show_default=False),
+]
+AdminKeyOption = Annotated[
+    str | None,
+    typer.Option(help="Default: the first of SIVE_ADMIN_KEYS.", show_default=False),
+]
 
 NOT_HERE = Finding("not_here", "its files are not on this machine: they were not checked", is_fatal=False)
 
@@ -106,6 +116,64 @@ def pin(
             typer.echo(f"{adapter.name} {short_digest(release)}")
     if as_json:
         print_json([described(adapter) for adapter in done])
+
+
+@app.command(
+    epilog="Example: sive adapters add kant hf://org/qwen-kant@v2 --url https://pod-8000.proxy.runpod.net"
+)
+def add(
+    name: Annotated[str, typer.Argument(help="What callers will ask for.", show_default=False)],
+    source: Annotated[str, typer.Argument(help=f"Where its files are: {FORMS}.", show_default=False)],
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Its base model; default: the engine's.")
+    ] = None,
+    urls: UrlsOption = None,
+    admin_key: AdminKeyOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fetch, check, load and prove an adapter on running sives, then serve and list it."""
+    change = {"action": "add", "name": name, "source": source} | ({"base_model": base} if base else {})
+    _change(change, urls, admin_key, config)
+
+
+@app.command(epilog="Example: sive adapters update spinoza hf://org/qwen-spinoza@v3")
+def update(
+    name: str,
+    source: Annotated[
+        str | None, typer.Argument(help="Where it is now; default: where it was.", show_default=False)
+    ] = None,
+    urls: UrlsOption = None,
+    admin_key: AdminKeyOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve another version; answers under way are finished by the old one, which stays if the new one fails."""
+    change = {"action": "update", "name": name} | ({"source": source} if source else {})
+    _change(change, urls, admin_key, config)
+
+
+@app.command(epilog="Example: sive adapters rollback spinoza")
+def rollback(
+    name: str, urls: UrlsOption = None, admin_key: AdminKeyOption = None, config: ConfigOption = None
+) -> None:
+    """Serve the version before; once more goes forward again."""
+    _change({"action": "rollback", "name": name}, urls, admin_key, config)
+
+
+@app.command(epilog="Example: sive adapters remove kant")
+def remove(
+    name: str, urls: UrlsOption = None, admin_key: AdminKeyOption = None, config: ConfigOption = None
+) -> None:
+    """Serve an adapter no more and take it off the list; what is being answered is finished."""
+    _change({"action": "remove", "name": name}, urls, admin_key, config)
+
+
+def _change(
+    change: dict[str, str], urls: list[str] | None, admin_key: str | None, config: Path | None
+) -> None:
+    from sive_serve.cli.adapter_change import change_everywhere
+
+    if not change_everywhere(change, urls=urls or [], admin_key=admin_key, config=config):
+        raise typer.Exit(1)
 
 
 class _Report:

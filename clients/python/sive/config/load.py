@@ -21,6 +21,7 @@ BUILT_IN_BACKENDS = ("local", "hf")
 UNION_PARTS = ("tuple[RungSettings, ...]", "literal['default']")
 """What pydantic adds to the path of a key that may have one of two types."""
 
+ADMIN_KEYS = "SIVE_ADMIN_KEYS"
 TRUE = {"1", "true", "yes", "on"}
 
 Tree = dict[str, Any]
@@ -131,6 +132,8 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple
     keys_env = named if isinstance(named, str) else "SIVE_API_KEYS"
     if keys := [key.strip() for key in environ.get(keys_env, "").split(",") if key.strip()]:
         said["gateway.api_keys"] = (keys, keys_env)
+    if keys := [key.strip() for key in environ.get(ADMIN_KEYS, "").split(",") if key.strip()]:
+        said["gateway.admin_keys"] = (keys, ADMIN_KEYS)
     if cache := environ.get("XDG_CACHE_HOME"):
         said.setdefault("local.weights_dir", (Path(cache) / "sive" / "weights", "XDG_CACHE_HOME"))
         said.setdefault("environment.adapters_dir", (Path(cache) / "sive" / "adapters", "XDG_CACHE_HOME"))

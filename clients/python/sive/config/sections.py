@@ -19,13 +19,15 @@ class GatewaySettings(Section):
 
     ``deadline_s`` counts only time in which the caller got nothing. ``head_s``: after it a stream gets
     its 200 and ``: waiting`` comments while rungs are still tried. ``rest_s``: the longest that a backend
-    is left alone after failures. ``probe_interval_s``: about how often an idle backend is asked for a token.
+    is left alone after failures. ``admin_keys``: from ``SIVE_ADMIN_KEYS``; without one nobody may change what
+    is served. ``probe_interval_s``: about how often an idle backend is asked for a token.
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: tuple[SecretStr, ...] = ()
     api_keys_env: str = "SIVE_API_KEYS"
+    admin_keys: tuple[SecretStr, ...] = ()
     deadline_s: Seconds = 120
     connect_s: Seconds = 3
     head_s: Seconds = 5

@@ -1,0 +1,171 @@
+"""``/admin/adapters``: change what the engine serves while it serves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from sive.errors import AdapterError, EngineError, RequestError, SiveError
+from sive.protocol import SSE_HEADERS, error, event
+from sive_adapters import registry
+from sive_adapters.store import Progress
+from starlette.responses import Response
+
+from sive_serve import status
+from sive_serve.adapter_state import Phase
+from sive_serve.auth import KeyRing
+from sive_serve.engine_adapters import EngineAdapters, Told
+from sive_serve.gateway import Gateway
+
+HEARTBEAT_S = 10.0
+MAX_BODY_BYTES = 100_000
+
+Json = dict[str, Any]
+Change = Callable[[Told], Awaitable[None]]
+
+
+def check_admin_key(keys: KeyRing, authorization: str) -> None:
+    """Let only an administrator in.
+
+    Raises:
+        RequestError: 403 when there is no admin key at all, 401 when this is none.
+    """
+    if keys.is_open:
+        message = "nobody may change what is served: start sive with SIVE_ADMIN_KEYS=KEY[,KEY...]"
+        raise RequestError(message, status=403, type="permission_error", code="admin_is_off")
+    keys.check(authorization)
+
+
+def routes(gateway: Gateway) -> APIRouter:
+    """The routes that only administrators reach."""
+    router = APIRouter()
+
+    @router.get("/admin/adapters")
+    async def listed() -> JSONResponse:
+        return JSONResponse(_adapters(gateway))
+
+    @router.post("/admin/adapters")
+    async def change(request: Request) -> Response:
+        try:
+            adapters = _of_engine(gateway)
+            asked = await _body(request)
+            act = _change(adapters, asked)
+        except SiveError as exc:
+            return _failure(exc)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return StreamingResponse(_told(gateway, act), headers=SSE_HEADERS, media_type="text/event-stream")
+        try:
+            await asyncio.shield(_kept(gateway, act(lambda phase, progress: None)))
+        except SiveError as exc:
+            return _failure(exc)
+        return JSONResponse(_adapters(gateway))
+
+    return router
+
+
+def _adapters(gateway: Gateway) -> Json:
+    return {"adapters": status.adapters(gateway.engine) if gateway.engine is not None else {}}
+
+
+def _of_engine(gateway: Gateway) -> EngineAdapters:
+    if gateway.engine is None or gateway.engine.adapters is None:
+        raise AdapterError("this sive has no engine with adapters: set model and adapters under [engine]")
+    return gateway.engine.adapters
+
+
+async def _body(request: Request) -> Json:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise AdapterError(f"a change of more than {MAX_BODY_BYTES} bytes")
+    try:
+        asked = json.loads(bytes(body))
+    except ValueError as exc:
+        raise AdapterError(f"the body is not JSON: {exc}") from exc
+    if not isinstance(asked, dict) or not isinstance(asked.get("name"), str):
+        raise AdapterError(
+            'a change looks like {"action": "update", "name": "spinoza", "source": "hf://..."}'
+        )
+    return asked
+
+
+def _change(adapters: EngineAdapters, asked: Json) -> Change:
+    """What is to be done.
+
+    Raises:
+        AdapterError: it cannot be.
+    """
+    action, name = asked.get("action"), asked["name"]
+    keys = {key: value for key, value in asked.items() if key != "action"}
+    match action:
+        case "add":
+            if name in adapters.states:
+                raise AdapterError(f"adapter {name!r} is listed already: update it")
+            adapter = adapters.parse({"base_model": adapters.listed_base_model, **keys})
+            return lambda told: _done(adapters.put(adapter, told=told))
+        case "update":
+            before = registry.keys_of(adapters.wanted(name))
+            for key in ("sha256", "previous"):
+                before.pop(key, None)  # another version has other files
+            adapter = adapters.parse({**before, **keys})
+            return lambda told: _done(adapters.put(adapter, told=told))
+        case "rollback":
+            adapters.wanted(name)
+            return lambda told: _done(adapters.roll_back(name, told=told))
+        case "remove":
+            adapters.wanted(name)
+            return lambda told: adapters.remove(name)
+    raise AdapterError(f"action is {action!r}: write add, update, rollback or remove")
+
+
+async def _done(work: Awaitable[object]) -> None:
+    await work
+
+
+def _kept(gateway: Gateway, work: Awaitable[None]) -> "asyncio.Future[None]":
+    """Work that goes on when the administrator who asked for it leaves."""
+    task = asyncio.ensure_future(work)
+    gateway.changes.add(task)
+    task.add_done_callback(gateway.changes.discard)
+    return task
+
+
+async def _told(gateway: Gateway, act: Change) -> AsyncIterator[bytes]:
+    """The phases and the download as events, and what is served at the end."""
+    news: asyncio.Queue[Json] = asyncio.Queue()
+
+    def told(phase: Phase, progress: Progress | None) -> None:
+        news.put_nowait({"phase": phase} | (asdict(progress) if progress is not None else {}))
+
+    task = _kept(gateway, act(told))
+    task.add_done_callback(lambda _: news.put_nowait({}))
+    while not (task.done() and news.empty()):
+        try:
+            async with asyncio.timeout(HEARTBEAT_S):
+                said = await news.get()
+        except TimeoutError:
+            yield b": waiting\n\n"
+            continue
+        if said:
+            yield event(said)
+    try:
+        await task
+    except SiveError as exc:
+        yield event(_problem(exc)[1])
+    else:
+        yield event(_adapters(gateway))
+
+
+def _failure(exc: SiveError) -> JSONResponse:
+    code, payload = _problem(exc)
+    return JSONResponse(payload, status_code=code)
+
+
+def _problem(exc: SiveError) -> tuple[int, Json]:
+    if isinstance(exc, EngineError):
+        return 503, error(str(exc), type="server_error", code="engine_failed")
+    return 400, error(str(exc), type="invalid_request_error", code="adapter_refused")

@@ -127,8 +127,9 @@ def gateway_config(
     for prefix, rungs in routes.items():
         for voice in VOICES:
             entries = ", ".join(
-                f'{{ backend = "{rung.name}", model = "{_name(rung, voice, names)}", weights = "tiny+{voice}" }}'
+                f'{{ backend = "{rung.name}", model = "{name}", weights = "tiny+{voice}" }}'
                 for rung in rungs
+                for name in [_name(rung, voice, names)]
             )
             lines += [f'[model."{prefix}{voice}"]', f"route = [{entries}]"]
     return "\n".join(lines) + "\n"

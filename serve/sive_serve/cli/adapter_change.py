@@ -35,11 +35,9 @@ def change_everywhere(
     keys = load(config).settings.gateway.admin_keys
     key = admin_key or (keys[0].get_secret_value() if keys else None)
     if key is None:
-        raise AdapterError(
-            "changes need an admin key: set SIVE_ADMIN_KEYS as the server has it, or --admin-key"
-        )
-    done = [_changed(change, target(url, key, config)) for url in urls or [None]]
-    return all(done)
+        raise AdapterError("changes need an admin key: set SIVE_ADMIN_KEYS, or give --admin-key")
+    targets = [target(url, key, config) for url in urls] or [target(None, key, config)]
+    return all([_changed(change, found) for found in targets])
 
 
 def _changed(change: dict[str, str], found: Target) -> bool:

@@ -1,4 +1,4 @@
-"""``sive adapters``: the adapters that are wanted, shown, checked, pinned, and changed where they are served."""
+"""``sive adapters``: the adapters that are wanted, shown, checked, pinned, and changed while served."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -146,7 +146,7 @@ def update(
     admin_key: AdminKeyOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve another version; answers under way are finished by the old one, which stays if the new one fails."""
+    """Serve another version; the old one finishes its answers, and stays if the new one is not fit."""
     change = {"action": "update", "name": name} | ({"source": source} if source else {})
     _change(change, urls, admin_key, config)
 

@@ -1,4 +1,4 @@
-"""The adapters of an engine: loaded by version, proved, changed while it runs, there again when it returns."""
+"""The adapters of an engine: loaded by version, proved, changed while it runs, back when it returns."""
 
 import asyncio
 import os

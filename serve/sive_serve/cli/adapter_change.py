@@ -37,7 +37,8 @@ def change_everywhere(
     if key is None:
         raise AdapterError("changes need an admin key: set SIVE_ADMIN_KEYS, or give --admin-key")
     targets = [target(url, key, config) for url in urls] or [target(None, key, config)]
-    return all([_changed(change, found) for found in targets])
+    done = [_changed(change, found) for found in targets]
+    return all(done)
 
 
 def _changed(change: dict[str, str], found: Target) -> bool:

@@ -30,19 +30,22 @@ pytestmark = [
 HOST = """
 import asyncio, dataclasses, json, os, pathlib, sys
 from sive.config import EngineSettings
-from sive_adapters import read_adapters
+from sive_adapters.store import Store
 from sive_serve.engine import Engine
+from sive_serve.engine_adapters import EngineAdapters
 
 async def host():
     settings = EngineSettings.model_validate_json(sys.argv[1])
-    adapters = read_adapters(pathlib.Path(sys.argv[2]))
+    listed = pathlib.Path(sys.argv[2])
+    adapters = EngineAdapters(listed, Store(listed.parent / "store"), model=settings.model)
     engine = Engine(settings, adapters, environ=os.environ)
     await engine.start()
     last = None
     while True:
         state = engine.state
         if (state.phase, state.restarts) != last:
-            print(json.dumps(dataclasses.asdict(state) | {"url": engine.url}), flush=True)
+            told = {"url": engine.url, "served": [model.engine_name for model in engine.models.values()]}
+            print(json.dumps(dataclasses.asdict(state) | told), flush=True)
         last = state.phase, state.restarts
         await asyncio.sleep(0.02)
 
@@ -142,13 +145,13 @@ def leftovers(family: list[psutil.Process]) -> list[Path]:
 def test_vllm_boots_in_phases_and_serves_the_base_and_its_adapters(host: Host) -> None:
     """The phases of a real boot come in order; then every model is listed and answers."""
     url = host.ready(restarts=0)
-    assert host.phases == ["stopped", "starting", "loading", "compiling", "adapters", "ready"]
+    boot = ["fetching", "starting", "loading", "compiling", "adapters", "probing", "ready"]
+    assert host.phases == ["stopped", *boot]
     listed = httpx2.get(f"{url}/models").json()["data"]
-    assert [(model["id"], model["parent"]) for model in listed] == [
-        ("base", None),
-        *((name, "base") for name in ADAPTERS),
-    ]
-    for name in ("base", *ADAPTERS):
+    served = host.states[-1]["served"]
+    assert [name.split("@")[0] for name in served] == ["base", *ADAPTERS]
+    assert sorted(model["id"] for model in listed) == sorted(served)
+    for name in served:
         answer = httpx2.post(
             f"{url}/completions", json={"model": name, "prompt": "a", "max_tokens": 2}, timeout=60
         )

@@ -73,10 +73,10 @@ class Gateway:
         self._adapter_rests: dict[Key, Rest] = {}
         self.table: Table = {}
         self.build_routes()
-        if engine is not None and engine.adapters is not None:
-            engine.adapters.changed = self.build_routes
-            engine.adapters.users = self._users
-            self.metrics.watch_adapters(engine.adapters.states.values)
+        if engine is not None and (adapters := engine.adapters) is not None:
+            adapters.changed = self.build_routes
+            adapters.users = self._users
+            self.metrics.watch_adapters(lambda: adapters.states.values())
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
         self._wires: dict[WireName, Wire] = {}

@@ -333,6 +333,40 @@ def test_a_list_written_otherwise_is_not_changed(listed: Path) -> None:
     assert len(read_adapters(listed)) == 1
 
 
+def test_the_new_list_is_another_file(listed: Path) -> None:
+    """Who reads while it is changed reads the old list to its end."""
+    with listed.open() as old:
+        edit(listed, with_release("spinoza", Release("file:other")))
+        assert old.read() == ENTRY
+
+
+def test_a_text_that_ends_like_a_comment_is_none(listed: Path) -> None:
+    """The last line of a text may begin with a number sign; it stays with its adapter."""
+    prompt = 'system_prompt = """\n# Be brief.\n# Always."""\n'
+    listed.write_text(ENTRY + prompt + "# Kant\n" + ENTRY.replace("spinoza", "kant"))
+    edit(listed, with_release("spinoza", Release("file:other")))
+    assert listed.read_text().count(prompt + "# Kant\n[[adapter]]") == 1
+    edit(listed, lambda adapters: adapters[:1])
+    assert listed.read_text() == ENTRY.replace("file:spinoza", "file:other") + prompt
+
+
+@pytest.mark.parametrize("prompt", ["a\r\nb", "a\n\r", '"""\n', "\\\n", "\n\n", "\x7f\n\t"])
+def test_a_text_over_lines_is_written_as_it_is(listed: Path, prompt: str) -> None:
+    """Whatever stands at the ends of its lines."""
+    edit(listed, lambda adapters: (replace(adapters[0], system_prompt=prompt),))
+    assert read_adapters(listed)[0].system_prompt == prompt
+
+
+def test_what_cannot_be_changed_safely_is_left(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the text that was made does not say what was meant, nothing is written."""
+    from sive_adapters import toml_blocks
+
+    monkeypatch.setattr(toml_blocks, "rewritten", lambda text, kept, added: text)
+    with pytest.raises(AdapterError, match="cannot be changed safely: edit it by hand"):
+        edit(listed, with_release("spinoza", Release("file:other")))
+    assert listed.read_text() == ENTRY
+
+
 def test_mode_and_link_stay(listed: Path) -> None:
     """The new file has the old one's mode, and a link to the list stays one."""
     listed.chmod(0o640)

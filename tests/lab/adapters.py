@@ -248,7 +248,7 @@ BROKEN: dict[str, Made] = {
     ),
     "float64": Made(_all(lambda a: a.astype(np.float64)), "dtype", "serves"),
     "int8": Made(_all(lambda a: (a * 100).astype(np.int8)), "dtype", "serves"),
-    "no tensors": Made(lambda config, tensors: tensors.clear(), "weights_empty", "serves"),
+    "no tensors": Made(lambda config, tensors: tensors.clear(), "weights_empty"),
     "another base": Made(_set(base_model_name_or_path="Qwen/Qwen2.5-7B-Instruct"), "base_model", "serves"),
 }
 """What an adapter can be broken by while both its files can be read, and what the check says of it."""

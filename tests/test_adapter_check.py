@@ -64,6 +64,23 @@ def test_a_sound_adapter_is_not_refused(tmp_path: Path, base: BaseModel, how: st
     assert check(make(SOUND[how], tmp_path / "x"), base, max_lora_rank=16, base_model=base_model) == ()
 
 
+def test_a_model_saved_without_its_head_is_told_so(tmp_path: Path, base: BaseModel) -> None:
+    """VLLM would load it and ignore every tensor."""
+    (finding, *_) = check(make(BROKEN["the model without its head"], tmp_path / "x"), base)
+    assert "lacks 'model.'" in finding.message
+
+
+def test_without_a_usable_configuration_the_tensors_are_still_checked(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    """Halves that do not fit together are told beside what is wrong with the configuration."""
+    folder = make(BROKEN["no rank"], tmp_path / "x")
+    config, tensors = read(folder)
+    tensors[f"{Q0}.lora_A.weight"] = np.ones((4, 192), np.float32)
+    write(folder, config, tensors)
+    assert fatal(check(folder, base, base_model=BASE_NAME)) == {"rank", "rank_mismatch"}
+
+
 def test_everything_is_told_and_each_kind_once(tmp_path: Path, base: BaseModel) -> None:
     """All that is wrong comes in one look; of what many tensors have, one is named and the rest counted."""
     folder = copy_of("spinoza", tmp_path / "x")
@@ -204,7 +221,7 @@ def _pipe(folder: Path) -> None:
         (_config(b'{"peft_type": "LORA", "r": 8, "r": 4}'), {"config_unreadable"}),
         (_config(b"[" * 100_000), {"config_unreadable"}),
         (_config(b'{"r": ' + b"9" * 5000 + b"}"), {"config_unreadable"}),
-        (_config(b" " * 5_000_000), {"config_unreadable"}),
+        (_config(b'{"peft_type": "' + b"x" * 5_000_000 + b'"}'), {"config_unreadable"}),
         (_config(b"{}"), {"peft_type", "rank", "alpha", "target_modules"}),
         (_linked, {"symlink"}),
         (_linked_to_nowhere, {"symlink"}),
@@ -241,8 +258,9 @@ def _entry(**keys: object) -> bytes:
 
 HOSTILE: dict[str, tuple[bytes, bytes, int | None]] = {
     "a header longer than the file": (b"{}", b"", 2**63),
-    "a header of many megabytes": (b" " * 9_000_000, b"", None),
+    "a header of many megabytes": (_entry() + b" " * 9_000_000, bytes(32), None),
     "lists in lists": (b"[" * 7_000_000, b"", None),
+    "objects in objects": (b'{"a layer of an onion": ' * 100_000, b"", None),
     "millions of lists": (b'{"a": [' + b"[]," * 2_000_000 + b"[]]}", b"", None),
     "not an object": (b"[1]", b"", None),
     "entries that are none": (b'{"a": 1}', b"", None),
@@ -252,7 +270,7 @@ HOSTILE: dict[str, tuple[bytes, bytes, int | None]] = {
     "an end before its begin": (_entry(data_offsets=[32, 0]), bytes(32), None),
     "a negative shape": (_entry(shape=[-8, -1]), bytes(32), None),
     "a shape of absurd size": (_entry(shape=[2**62, 2**62]), bytes(32), None),
-    "a shape of a million sizes": (_entry(shape=[9] * 1_000_000), bytes(32), None),
+    "a shape of many sizes": (_entry(shape=[9] * 200_000), bytes(32), None),
     "a shape of numbers without end": (
         b'{"a": {"dtype": "F32", "shape": [' + b"9" * 10_000 + b"]}}",
         b"",
@@ -263,6 +281,7 @@ HOSTILE: dict[str, tuple[bytes, bytes, int | None]] = {
     "a shape that is larger than its bytes": (_entry(shape=[8, 2]), bytes(32), None),
     "bytes of nobody": (_entry(), bytes(64), None),
     "a gap before a tensor": (_entry(data_offsets=[32, 64]), bytes(64), None),
+    "one tensor over another": (_entry()[:-1] + b"," + _entry().replace(b"_A", b"_B")[1:], bytes(64), None),
     "tensors over each other": (_entry()[:-1] + b"," + _entry().replace(b"_A", b"_B")[1:], bytes(32), None),
 }
 

@@ -6,10 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sive.errors import AdapterError
+from sive_adapters.pin import pin
+from sive_adapters.registry import Release, edit, read_adapters
 
 from tests.conftest import ROOT, TINY, clean_environment
 from tests.lab.adapters import BROKEN, make
@@ -100,6 +104,17 @@ def test_files_that_are_not_the_pinned_ones_are_told(sive: Sive, tiny: Path) -> 
     shutil.copy(tiny / "spinoza" / "adapter_model.safetensors", tiny / "kant")
     assert "'kant' is pinned to" in complaint(sive("pin", "kant", "--adapters", listed))
     assert listed.read_text() == before
+
+
+def test_an_adapter_that_was_changed_meanwhile_is_not_pinned(tiny: Path) -> None:
+    """What was hashed is no longer what is listed."""
+    listed = tiny / "adapters.toml"
+    kant = read_adapters(listed)[2]
+    other = replace(kant, release=Release("file:spinoza"))
+    edit(listed, lambda adapters: (*adapters[:2], other))
+    with pytest.raises(AdapterError, match=r"changed in .* meanwhile: try again"):
+        pin(listed, kant)
+    assert pin(listed, other).release.digest
 
 
 @pytest.mark.parametrize("command", ["show", "check", "pin"])

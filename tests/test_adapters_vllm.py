@@ -114,6 +114,14 @@ def test_vllm_does_with_a_broken_one_what_the_table_says(loader: Loader, how: st
         loader.unload(how)
 
 
+@pytest.mark.parametrize("how", ["alpha of zero", "the model without its head"])
+def test_some_that_vllm_takes_are_the_base_under_another_name(loader: Loader, how: str) -> None:
+    """The worst kind: 200, and not a word of the adapter's."""
+    assert loader.load(how, BROKEN[how]).status_code == 200
+    assert not differ(loader.logprobs(how), loader.logprobs("base"))
+    loader.unload(how)
+
+
 def test_the_engine_took_no_harm(loader: Loader) -> None:
     """After all that was loaded and refused, base and adapter answer as in the beginning."""
     assert differ(loader.logprobs("spinoza"), loader.logprobs("base"))

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -334,6 +333,40 @@ def test_a_list_written_otherwise_is_not_changed(listed: Path) -> None:
     assert len(read_adapters(listed)) == 1
 
 
+def test_the_new_list_is_another_file(listed: Path) -> None:
+    """Who reads while it is changed reads the old list to its end."""
+    with listed.open() as old:
+        edit(listed, with_release("spinoza", Release("file:other")))
+        assert old.read() == ENTRY
+
+
+def test_a_text_that_ends_like_a_comment_is_none(listed: Path) -> None:
+    """The last line of a text may begin with a number sign; it stays with its adapter."""
+    prompt = 'system_prompt = """\n# Be brief.\n# Always."""\n'
+    listed.write_text(ENTRY + prompt + "# Kant\n" + ENTRY.replace("spinoza", "kant"))
+    edit(listed, with_release("spinoza", Release("file:other")))
+    assert listed.read_text().count(prompt + "# Kant\n[[adapter]]") == 1
+    edit(listed, lambda adapters: adapters[:1])
+    assert listed.read_text() == ENTRY.replace("file:spinoza", "file:other") + prompt
+
+
+@pytest.mark.parametrize("prompt", ["a\r\nb", "a\n\r", '"""\n', "\\\n", "\n\n", "\x7f\n\t"])
+def test_a_text_over_lines_is_written_as_it_is(listed: Path, prompt: str) -> None:
+    """Whatever stands at the ends of its lines."""
+    edit(listed, lambda adapters: (replace(adapters[0], system_prompt=prompt),))
+    assert read_adapters(listed)[0].system_prompt == prompt
+
+
+def test_what_cannot_be_changed_safely_is_left(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the text that was made does not say what was meant, nothing is written."""
+    from sive_adapters import toml_blocks
+
+    monkeypatch.setattr(toml_blocks, "rewritten", lambda text, kept, added: text)
+    with pytest.raises(AdapterError, match="cannot be changed safely: edit it by hand"):
+        edit(listed, with_release("spinoza", Release("file:other")))
+    assert listed.read_text() == ENTRY
+
+
 def test_mode_and_link_stay(listed: Path) -> None:
     """The new file has the old one's mode, and a link to the list stays one."""
     listed.chmod(0o640)
@@ -429,17 +462,17 @@ for number in itertools.count():
 
 def test_kill_9_leaves_a_whole_list(listed: Path) -> None:
     """Whenever a writer is killed, the list is the old one or the new one, and can be changed again."""
-    listed.write_text("".join(ENTRY.replace("spinoza", f"a{n}") + "# comment\n" * 50 for n in range(50)))
-    for round_ in range(5):
+    listed.write_text("".join(ENTRY.replace("spinoza", f"a{n}") + "# comment\n" * 50 for n in range(10)))
+    for round_ in range(1, 6):
         process = python(WRITER, listed)
         assert process.stdout is not None
         with process.stdout:
-            process.stdout.readline()
-            time.sleep(0.013 * round_)  # somewhere else in a change each time
+            for _ in range(round_):  # somewhere else in a change each time
+                process.stdout.readline()
             process.send_signal(signal.SIGKILL)
             process.wait()
         adapters = read_adapters(listed)
-        assert len(adapters) == 50
+        assert len(adapters) == 10
         assert all(adapter.release == adapters[0].release for adapter in adapters)
     edit(listed, lambda adapters: adapters[:1])
     until(lambda: len(read_adapters(listed)) == 1)

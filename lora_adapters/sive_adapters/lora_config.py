@@ -46,7 +46,7 @@ class LoraConfig:
     r: int
     lora_alpha: float
     use_rslora: bool
-    target_modules: tuple[str, ...]
+    target_modules: frozenset[str]
     is_partial: bool
     base_model: str
     _ranks: tuple[tuple[re.Pattern[str], int], ...]
@@ -134,7 +134,7 @@ def lora_config(config: Mapping[str, Any], findings: Findings) -> LoraConfig | N
         r=config["r"],
         lora_alpha=float(config["lora_alpha"]),
         use_rslora=config.get("use_rslora") is True,
-        target_modules=tuple(map(str, targets)) if isinstance(targets, list) else (),
+        target_modules=frozenset(map(str, targets)) if isinstance(targets, list) else frozenset(),
         is_partial=config.get("layers_to_transform") is not None or bool(config.get("exclude_modules")),
         base_model=str(config.get("base_model_name_or_path") or ""),
         _ranks=tuple((pattern, int(rank)) for pattern, rank in ranks),

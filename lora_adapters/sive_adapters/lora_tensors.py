@@ -189,7 +189,7 @@ def _check_targets(config: LoraConfig, modules: set[str], base: BaseModel, findi
         )
 
 
-def _ends_with(module: str, targets: tuple[str, ...]) -> bool:
+def _ends_with(module: str, targets: frozenset[str]) -> bool:
     parts = module.split(".")
     return any(".".join(parts[at:]) in targets for at in range(len(parts)))
 

@@ -1,21 +1,35 @@
-"""What an adapter's source holds now, as a release that is pinned to it."""
+"""Pins an adapter to what its source holds now."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sive.errors import AdapterError
 
 from sive_adapters import sources
 from sive_adapters.hashing import sha256_of
-from sive_adapters.registry import Adapter, Release
+from sive_adapters.registry import Adapter, Release, edit
 from sive_adapters.store import FILES
 
 
-def pinned(adapter: Adapter, folder: Path) -> Release:
-    """Return the adapter's release with the hashes of its files; ``file:`` is relative to ``folder``.
+def pin(path: Path, adapter: Adapter) -> Adapter:
+    """Write the hashes of a listed adapter's files into the list at ``path``, and return it as it is then.
 
     Raises:
-        AdapterError: a file is missing, changed meanwhile, or is not the one that is pinned already.
+        AdapterError: a file is missing, changed meanwhile, or is not the one that is pinned already; or the
+            adapter was changed in the list meanwhile.
     """
+    pinned = replace(adapter, release=_release(adapter, path.parent))
+
+    def change(listed: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        if adapter not in listed:
+            raise AdapterError(f"adapter {adapter.name!r} was changed in {path} meanwhile: try again")
+        return tuple(pinned if one == adapter else one for one in listed)
+
+    edit(path, change)
+    return pinned
+
+
+def _release(adapter: Adapter, folder: Path) -> Release:
     where, release = f"adapter {adapter.name!r}", adapter.release
     source = sources.parse(release.source, folder)
     if source.kind != "file":

@@ -8,7 +8,7 @@ from typing import Any, cast
 import tomlkit
 from sive.errors import AdapterError
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AoT, Array, InlineTable, Item, Table
+from tomlkit.items import AoT, Array, InlineTable, Item
 
 MARK = "\0"  # cannot stand in TOML
 TRAILING = re.compile(r"(?:\A|(?<=\n))(?:[ \t]*(?:#[^\n]*)?\r?\n)*\Z")
@@ -67,7 +67,7 @@ def _split(text: str) -> tuple[str, list[tuple[str, _Block]]]:
     above = _above(head)
     head = head.removesuffix(above)
     for one in texts:
-        below = _match(TRAILING, one)
+        below = _below(one)
         core, next_above = one.removesuffix(below), _above(below)
         blocks.append(_Block(above, core, below.removesuffix(next_above)))
         above = next_above
@@ -76,6 +76,19 @@ def _split(text: str) -> tuple[str, list[tuple[str, _Block]]]:
     else:
         head += above
     return head, list(zip(names, blocks, strict=True))
+
+
+def _below(text: str) -> str:
+    """The blank lines and comments at a block's end; the end of a text over lines can look like one."""
+    below = _match(TRAILING, text)
+    while below:
+        try:
+            tomlkit.parse(text.removesuffix(below))
+        except TOMLKitError:
+            below = below.partition("\n")[2]
+        else:
+            break
+    return below
 
 
 def _above(text: str) -> str:
@@ -93,9 +106,6 @@ def _changed(core: str, keys: Mapping[str, Any]) -> str:
     for key, value in keys.items():
         if value is None:
             table.remove(key)
-        elif isinstance(table.get(key), (Table, AoT)):
-            table.remove(key)  # a table of its own becomes a line
-            table.add(key, _item(value))
         else:
             table[key] = _item(value)
     return document.as_string().rstrip("\n") + "\n"

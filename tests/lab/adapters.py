@@ -178,6 +178,9 @@ BROKEN: dict[str, Made] = {
     "rslora that is text": Made(_set(use_rslora="false"), "alpha", "serves"),
     "pattern that is none": Made(_set(rank_pattern={"(": 8}), "pattern"),
     "pattern that never ends": Made(_set(rank_pattern={"(a+)+b": 8}), "pattern", "serves"),
+    "more wildcards than anybody needs": Made(
+        _set(rank_pattern={f"x{number}.*": 8 for number in range(65)}), "pattern", "serves"
+    ),
     "no target modules": Made(_set(target_modules=None), "target_modules", "serves"),
     "dora": Made(_set(use_dora=True), "dora"),
     "dora in the tensors": Made(_with(**{Q0.replace(".", "__") + "__lora_magnitude_vector": (192,)}), "dora"),
@@ -190,6 +193,7 @@ BROKEN: dict[str, Made] = {
         _both(_set(modules_to_save=["lm_head"]), _with(base_model__model__lm_head__weight=(2000, 192))),
         "modules_to_save",
     ),
+    "modules to save that are not there": Made(_set(modules_to_save=["lm_head"]), "modules_to_save"),
     "a whole layer in the tensors": Made(
         _with(base_model__model__lm_head__weight=(2000, 192)), "modules_to_save"
     ),
@@ -237,9 +241,14 @@ BROKEN: dict[str, Made] = {
         "serves",
     ),
     "values above float16's": Made(_one(f"{Q0}.lora_B.weight", _holding(-1e5)), "overflow", "serves"),
+    "values that rslora scales above float16's": Made(
+        _both(_one(f"{Q0}.lora_B.weight", _holding(1e3)), _set(lora_alpha=256, use_rslora=True)),
+        "overflow",
+        "serves",
+    ),
     "float64": Made(_all(lambda a: a.astype(np.float64)), "dtype", "serves"),
     "int8": Made(_all(lambda a: (a * 100).astype(np.int8)), "dtype", "serves"),
-    "no tensors": Made(lambda config, tensors: tensors.clear(), "weights_empty", "serves"),
+    "no tensors": Made(lambda config, tensors: tensors.clear(), "weights_empty"),
     "another base": Made(_set(base_model_name_or_path="Qwen/Qwen2.5-7B-Instruct"), "base_model", "serves"),
 }
 """What an adapter can be broken by while both its files can be read, and what the check says of it."""

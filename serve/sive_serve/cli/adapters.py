@@ -1,13 +1,12 @@
 """``sive adapters``: the adapters that are wanted, shown, checked, pinned, and changed while served."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sive.errors import AdapterError
 from sive_adapters.findings import Finding
-from sive_adapters.registry import Adapter, Release
+from sive_adapters.registry import Release
 from sive_adapters.sources import FORMS
 
 from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest
@@ -103,17 +102,15 @@ def pin(
     as_json: JsonOption = False,
 ) -> None:
     """Write the sha256 of adapters' files into the list: of those named, else of all that are unpinned."""
-    from sive_adapters.pin import pinned
+    from sive_adapters.pin import pin as write_pin
 
     path = list_file(adapters, config)
     chosen = [adapter for adapter in find(path, names) if names or not adapter.release.sha256]
     done = []
     for adapter in chosen:
-        release = pinned(adapter, path.parent)
-        _set_release(path, adapter, release)
-        done.append(replace(adapter, release=release))
+        done.append(write_pin(path, adapter))
         if not as_json:
-            typer.echo(f"{adapter.name} {short_digest(release)}")
+            typer.echo(f"{adapter.name} {short_digest(done[-1].release)}")
     if as_json:
         print_json([described(adapter) for adapter in done])
 
@@ -231,17 +228,6 @@ def _wanted(wanted: list[str], path: Path) -> list[tuple[str, Path | None, str |
 
 def _is_listed(name: str, path: Path) -> bool:
     return path.is_file() and name in {adapter.name for adapter in find(path)}
-
-
-def _set_release(path: Path, adapter: Adapter, release: Release) -> None:
-    from sive_adapters.registry import edit
-
-    def change(listed: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
-        if adapter not in listed:
-            raise AdapterError(f"adapter {adapter.name!r} was changed in {path} meanwhile: try again")
-        return tuple(replace(one, release=release) if one == adapter else one for one in listed)
-
-    edit(path, change)
 
 
 def _release_rows(release: Release) -> list[tuple[str, str]]:

@@ -111,7 +111,7 @@ def _tensor(entry: dict[str, Any], base: int) -> Tensor:
     (begin, end), shape = entry["data_offsets"], entry["shape"]
     numbers = (begin, end - begin, *shape)
     if len(shape) > MAX_DIMS or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError(f"a tensor of shape {str(shape)[:80]} from {begin} to {end}")
+        raise ValueError(f"a tensor of shape {str(shape[:MAX_DIMS])[:80]} from {begin} to {end}")
     return Tensor(str(entry["dtype"]), tuple(shape), base + begin, end - begin)
 
 

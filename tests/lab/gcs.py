@@ -47,13 +47,18 @@ class Faults:
 
 @dataclass
 class ObjectStore:
-    """A store in a thread. ``seen``: the requests it got; ``sent``: bytes of each object that it gave."""
+    """A store in a thread.
+
+    ``seen``: the requests it got; ``sent``: bytes of each object that it gave; ``running``: answers that are
+    on their way.
+    """
 
     folder: Path
     faults: Faults = field(default_factory=Faults)
     port: int = 0
     seen: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    running: int = 0
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"lab": self})
@@ -79,6 +84,11 @@ class ObjectStore:
     def gets(self) -> list[str]:
         """The objects that were asked for, one entry a request."""
         return [line.removeprefix("GET ") for line in self.seen if line.startswith("GET ")]
+
+    def count(self, change: int) -> None:
+        """Count the answers that are on their way."""
+        with self._pace:
+            self.running += change
 
     def wait_for_turn(self, count: int) -> None:
         """Wait until so many more bytes may go out; all connections share the rate."""
@@ -113,6 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        self.lab.count(1)
+        try:
+            self._answer()
+        finally:
+            self.lab.count(-1)
+
+    def _answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path).strip("/")
         asked = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}

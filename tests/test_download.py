@@ -25,7 +25,7 @@ from sive_adapters.sources import parse
 from sive_adapters.store import Store, Version
 
 from tests.conftest import until
-from tests.lab.buckets import MIB, QUICK, VARIABLES, WEIGHTS, environment, write_adapter
+from tests.lab.buckets import MIB, QUICK, VARIABLES, WEIGHTS, environment, hears_ctrl_c, write_adapter
 from tests.lab.gcs import Faults, ObjectStore
 
 KEY = f"adapters/spinoza/{WEIGHTS}"
@@ -104,7 +104,13 @@ def forget_what_was_sent(lab: ObjectStore) -> None:
 def start(root: Path) -> "subprocess.Popen[str]":
     """Fetch in a process of its own."""
     command = [sys.executable, "-c", FETCH, str(root)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
 
 
 # --- on the way ---

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import clean_environment, until
-from tests.lab.buckets import MIB, VARIABLES, environment
+from tests.lab.buckets import MIB, VARIABLES, environment, hears_ctrl_c
 from tests.lab.gcs import ObjectStore
 from tests.lab.hub import COMMIT, Hub
 
@@ -111,11 +111,13 @@ def test_a_model_comes_from_the_hub(tmp_path: Path, hub: Hub) -> None:
     assert f"hf://{MODEL}@{COMMIT} is in" in done.stderr
 
 
-def test_a_model_comes_from_a_bucket(tmp_path: Path, lab: ObjectStore) -> None:
-    """By its address, with the environment's credentials."""
-    done = fetch(tmp_path, "s3://models/qwen-tiny", **environment(lab))
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_a_model_comes_from_a_bucket(tmp_path: Path, lab: ObjectStore, scheme: str) -> None:
+    """By its address, with the environment's credentials; each file once."""
+    done = fetch(tmp_path, f"{scheme}://models/qwen-tiny", **environment(lab))
     assert content(done) == FILES
     assert steps(done) == ["bucket taken"]
+    assert sorted(lab.gets()) == sorted(["models", *(f"models/qwen-tiny/{name}" for name in FILES)])
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, folder: Path) -> None:
@@ -259,6 +261,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_there(tmp_path: Path, lab: ObjectS
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears_ctrl_c,
     )
     until(lambda: lab.sent.total() > 3 * MIB, 60, "some of the weights")
     process.send_signal(signal.SIGINT)

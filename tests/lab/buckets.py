@@ -1,6 +1,7 @@
 """An adapter in a folder, the object store over it, and the environment that leads there."""
 
 import os
+import signal
 from pathlib import Path
 
 from sive_adapters.object_store import Patience
@@ -39,3 +40,8 @@ def environment(lab: ObjectStore) -> dict[str, str]:
         "AZURE_STORAGE_USE_EMULATOR": "true",
         "AZURITE_BLOB_STORAGE_URL": lab.url,
     }
+
+
+def hears_ctrl_c() -> None:
+    """Before a program is started: a shell lets what runs in its background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

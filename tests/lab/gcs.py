@@ -246,7 +246,7 @@ def _azure_list(container: Path, asked: dict[str, str], etag: Etag) -> bytes:
         f"<Blob><Name>{escape(key)}</Name><Properties>"
         f"<Last-Modified>{formatdate((container / key).stat().st_mtime, usegmt=True)}</Last-Modified>"
         f"<Content-Length>{(container / key).stat().st_size}</Content-Length>"
-        f"<Content-Type>application/octet-stream</Content-Type><Etag>{escape(etag(container / key))}</Etag>"
+        f"<Content-Type>application/octet-stream</Content-Type><Etag>{_unquoted(etag(container / key))}</Etag>"
         "</Properties></Blob>"
         for key in _keys(container, asked)
         if not _is_below(key, asked)
@@ -254,6 +254,11 @@ def _azure_list(container: Path, asked: dict[str, str], etag: Etag) -> bytes:
     return (
         f'<?xml version="1.0"?><EnumerationResults><Blobs>{entries}</Blobs><NextMarker/></EnumerationResults>'
     ).encode()
+
+
+def _unquoted(etag: str) -> str:
+    """Azure's lists have no quotes around it."""
+    return escape(etag.strip('"'))
 
 
 def _iso(file: Path) -> str:

@@ -246,8 +246,8 @@ def _azure_list(container: Path, asked: dict[str, str], etag: Etag) -> bytes:
         f"<Blob><Name>{escape(key)}</Name><Properties>"
         f"<Last-Modified>{formatdate((container / key).stat().st_mtime, usegmt=True)}</Last-Modified>"
         f"<Content-Length>{(container / key).stat().st_size}</Content-Length>"
-        f"<Content-Type>application/octet-stream</Content-Type><Etag>{_unquoted(etag(container / key))}</Etag>"
-        "</Properties></Blob>"
+        "<Content-Type>application/octet-stream</Content-Type>"
+        f"<Etag>{_unquoted(etag(container / key))}</Etag></Properties></Blob>"
         for key in _keys(container, asked)
         if not _is_below(key, asked)
     )

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sive.errors import AdapterError
 from sive_adapters import disk, part
+from sive_adapters.download import Bucket
 from sive_adapters.hashing import Follower
 from sive_adapters.meter import EVERY_S
 from sive_adapters.object_store import Patience
@@ -82,6 +83,19 @@ def is_whole(version: Version, folder: Path) -> bool:
     content = (version.folder / WEIGHTS).read_bytes()
     is_hashed = version.sha256[WEIGHTS] == hashlib.sha256(content).hexdigest()
     return is_hashed and content == (folder / WEIGHTS).read_bytes()
+
+
+def upload_soon(lab: ObjectStore, folder: Path) -> None:
+    """Once some of large weights were sent, others are put in their place; most pieces are still to come."""
+
+    def upload(sent: int) -> None:
+        if sent > 4 * MIB:
+            lab.faults.on_bytes = None
+            other.replace(folder / WEIGHTS)
+
+    other = write_adapter(folder.with_name("other"), size=64 * MIB) / WEIGHTS
+    write_adapter(folder, size=64 * MIB)
+    lab.faults.on_bytes, lab.faults.bytes_per_s = upload, 200 * MIB
 
 
 def break_down_half_way(lab: ObjectStore) -> None:
@@ -156,15 +170,10 @@ def test_what_may_pass_is_tried_again(root: Path, lab: ObjectStore, folder: Path
 
 
 def test_an_object_that_changes_is_begun_again(root: Path, lab: ObjectStore, folder: Path) -> None:
-    """Never the head of one upload with the tail of the next."""
-
-    def upload(sent: int) -> None:
-        if sent > SIZE / 2:
-            lab.faults.on_bytes = None
-            write_adapter(folder, size=SIZE)
-
-    lab.faults.on_bytes = upload
+    """The store refuses to give the tail of the next upload to the head of the last."""
+    upload_soon(lab, folder)
     assert is_whole(fetch(root), folder)
+    assert lab.statuses[412] > 0
 
 
 def test_an_object_that_never_stays_the_same_is_given_up(root: Path, lab: ObjectStore, folder: Path) -> None:
@@ -179,16 +188,17 @@ def test_an_object_that_never_stays_the_same_is_given_up(root: Path, lab: Object
     assert "changed 4 times while it was fetched" in refusal(root)
 
 
-def test_a_server_that_ignores_if_match_is_seen_through(root: Path, lab: ObjectStore, folder: Path) -> None:
+def test_a_server_that_ignores_if_match_is_seen_through(
+    tmp_path: Path, lab: ObjectStore, folder: Path
+) -> None:
     """The ETag of every answer is compared as well."""
-
-    def upload(sent: int) -> None:
-        if sent > SIZE / 2:
-            lab.faults.on_bytes = None
-            write_adapter(folder, size=SIZE)
-
-    lab.faults = Faults(obeys_if_match=False, on_bytes=upload)
-    assert is_whole(fetch(root), folder)
+    upload_soon(lab, folder)
+    lab.faults.obeys_if_match = False
+    bucket = Bucket(S3, QUICK)
+    (tmp_path / "files").mkdir()
+    digest, _ = bucket.fetch(WEIGHTS, bucket.look([WEIGHTS])[WEIGHTS], tmp_path, what="", told=nobody)
+    assert digest == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    assert digest == hashlib.sha256((tmp_path / "files" / WEIGHTS).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -356,8 +366,6 @@ def test_a_part_of_another_upload_is_not_taken_up(root: Path, lab: ObjectStore, 
 
 def stat_of(lab: ObjectStore, folder: Path) -> Stat:
     """What the lab says of the weights."""
-    from sive_adapters.download import Bucket
-
     return Bucket(S3, QUICK).look([WEIGHTS])[WEIGHTS]
 
 

@@ -49,8 +49,8 @@ class Faults:
 class ObjectStore:
     """A store in a thread.
 
-    ``seen``: the requests it got; ``sent``: bytes of each object that it gave; ``running``: answers that are
-    on their way.
+    ``seen``: the requests it got; ``sent``: bytes of each object that it gave; ``statuses``: how it
+    refused; ``running``: answers that are on their way.
     """
 
     folder: Path
@@ -58,6 +58,7 @@ class ObjectStore:
     port: int = 0
     seen: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
     running: int = 0
 
     def __enter__(self) -> Self:
@@ -205,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         return f'{"W/" if self.lab.faults.weak_etags else ""}"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
 
     def _reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.lab.statuses[status] += 1
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

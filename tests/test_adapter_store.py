@@ -230,6 +230,32 @@ def test_a_folder_that_is_not_there_is_named(store: Store, tmp_path: Path) -> No
     assert f"there is no folder {tmp_path / 'none'}" in refusal(store, parse("file:none", tmp_path))
 
 
+def test_a_folder_that_changes_while_it_is_copied_is_copied_again(store: Store, folder: Path) -> None:
+    """Training may still be writing."""
+    write_adapter(folder, size=4 * MIB)
+
+    def write(progress: Progress) -> None:
+        if progress.what.endswith(WEIGHTS) and progress.done_bytes == 0 and not done:
+            done.append(progress)
+            with (folder / WEIGHTS).open("ab") as file:
+                file.write(b"more")
+
+    done: list[Progress] = []
+    version = store.fetch("spinoza", parse(f"file:{folder}", Path()), told=write)
+    assert version.sha256 == sha256_of(folder)
+
+
+def test_a_folder_that_never_stays_the_same_is_given_up(store: Store, folder: Path) -> None:
+    """The line says what to wait for."""
+
+    def write(progress: Progress) -> None:
+        with (folder / WEIGHTS).open("ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(AdapterError, match="changes while it is copied: wait until it is written"):
+        store.fetch("spinoza", parse(f"file:{folder}", Path()), told=write)
+
+
 def test_files_of_two_uploads_are_not_mixed(store: Store, lab: ObjectStore, folder: Path) -> None:
     """An upload between the configuration and the weights is noticed, and both are of one state."""
 

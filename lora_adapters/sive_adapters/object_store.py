@@ -139,13 +139,12 @@ def plain_errors(source: Source, name: str) -> Iterator[None]:
 
 def stat_of(meta: Mapping[str, Any]) -> Stat:
     """Return what obstore's metadata say of an object."""
-    modified: datetime | None = meta.get("last_modified")
+    etag, modified = meta.get("e_tag"), meta.get("last_modified")
+    if etag and not etag.endswith('"'):
+        etag = f'"{etag}"'  # Azure lists it without quotes, and gives it with them
     # A store that states no time is given the epoch by obstore.
-    return Stat(
-        int(meta["size"]),
-        meta.get("e_tag"),
-        modified.isoformat() if modified and modified.timestamp() > 0 else None,
-    )
+    is_stated = isinstance(modified, datetime) and modified.timestamp() > 0
+    return Stat(int(meta["size"]), etag, str(modified) if is_stated else None)
 
 
 def _translated(source: Source, where: str, text: str) -> Exception:

@@ -128,7 +128,8 @@ class Store:
         """Bring a version onto the disk, or find it there.
 
         What is pinned and on disk asks no network. What is not pinned is looked at where it is from, and
-        fetched when it is not what is on disk. Another process that fetches this adapter is waited for.
+        fetched when it is not what is on disk. Another process that fetches this adapter is waited for. It
+        blocks, and runs a loop of its own: beside another loop, call it in a thread.
 
         Raises:
             AdapterError: it cannot be had or stored, or its files are not the pinned ones.

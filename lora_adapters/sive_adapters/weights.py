@@ -188,9 +188,12 @@ def _in_hub_cache(source: Source) -> Path | None:
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError:
         return None
+    wanted = [f"*{suffix}" for suffix in (".safetensors", *SUFFIXES)]
     try:
-        folder = Path(snapshot_download(source.root, revision=source.revision, local_files_only=True))
-        folder /= source.path
+        snapshot = snapshot_download(
+            source.root, revision=source.revision, local_files_only=True, allow_patterns=wanted
+        )
+        folder = Path(snapshot, source.path)
         model_files(source.root, Folder(Source("file", "", str(folder))))
     except (LocalEntryNotFoundError, HFValidationError, AdapterError, OSError):
         return None

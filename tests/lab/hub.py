@@ -25,13 +25,15 @@ class Faults:
     """What the hub does wrong; may be changed while it runs.
 
     ``cut_after``: bytes of a weights download after which the connection is cut, ``cuts`` times.
-    ``spoil``: weights arrive with their last byte changed.
+    ``stall_after``: bytes after which the rest of it does not come. ``spoil``: weights arrive with their last
+    byte changed.
     """
 
     token: str | None = None
     gated: bool = False
     cut_after: int = 0
     cuts: int = 0
+    stall_after: int = 0
     spoil: bool = False
 
 
@@ -50,6 +52,7 @@ class Hub:
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"hub": self})
+        self.ended = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -59,6 +62,7 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
     ) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -83,14 +87,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.seen.append(f"{self.command} {path}")
+        path = urlsplit(self.path).path
+        self.hub.seen.append(f"{self.command} {unquote(path)}")
         if self.hub.faults.token and self.headers.get("Authorization") != f"Bearer {self.hub.faults.token}":
             return self._missing("RepoNotFound", status=401)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?", path):
-            return self._describe(match[1], match[2] or "", match[3] or "main", match[4] or "")
+            repo, what, revision, below = (unquote(part or "") for part in match.groups())
+            return self._describe(repo, what, revision or "main", below)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._resolve(match[1], match[2], match[3])
+            return self._resolve(*(unquote(part) for part in match.groups()))
         return self._missing("EntryNotFound")
 
     def _describe(self, repo: str, what: str, revision: str, below: str) -> None:
@@ -148,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if is_weights and faults.cuts and sent + len(block) > faults.cut_after:
                     faults.cuts -= 1
                     self.close_connection = True
+                    return
+                if is_weights and faults.stall_after and sent + len(block) > faults.stall_after:
+                    self.hub.ended.wait()
                     return
                 sent += len(block)
                 if is_weights and faults.spoil and start + sent == end:

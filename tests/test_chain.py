@@ -225,9 +225,17 @@ def test_json_sends_its_head_last() -> None:
     assert play.begun.headers["x-should-retry"] == "false"
 
 
+def test_heartbeats_say_why_the_wanted_voice_is_not_there() -> None:
+    """While somebody else is waited for, the engine's own words, on one line."""
+    rests = {("pod", ""): Rest("the engine is not ready\n(loading for 3 s)", 12)}
+    play = Play(rung("pod"), rung("other"), rests=rests)
+    play.alarm()
+    assert play.heard == b": waiting; pod: the engine is not ready (loading for 3 s)\n\n"
+
+
 def test_when_all_fail_the_caller_hears_why_each_did() -> None:
     """The 503 names every rung and its reason, and no URL."""
-    play = Play(rung("pod"), rung("other"), rests={"other": Rest("the engine is loading", 12.2)})
+    play = Play(rung("pod"), rung("other"), rests={("other", ""): Rest("the engine is loading", 12.2)})
     play.loses(1, "dns")
     assert play.begun.status == 503
     assert play.begun.headers["retry-after"] == "13"
@@ -238,7 +246,7 @@ def test_when_all_fail_the_caller_hears_why_each_did() -> None:
 
 def test_a_resting_backend_is_not_asked() -> None:
     """A backend known to be down costs a request nothing."""
-    play = Play(rung("pod"), cpu(), rests={"pod": Rest("down", 3)})
+    play = Play(rung("pod"), cpu(), rests={("pod", ""): Rest("down", 3)})
     assert play.opened == ["local"]
 
 

@@ -248,7 +248,7 @@ def test_when_all_rest_the_one_that_rested_longest_is_tried() -> None:
 
 def test_a_backend_out_of_order_is_not_even_asked_last() -> None:
     """An engine that boots has said when it will be there."""
-    play = Play(rung("pod"), rests={"pod": Rest("the engine is loading", 12)})
+    play = Play(rung("pod"), rests={("pod", ""): Rest("the engine is loading", 12)})
     assert play.opened == []
     assert play.begun.headers["retry-after"] == "12"
 

@@ -201,11 +201,18 @@ def test_with_a_prober_no_caller_has_to_try() -> None:
 
 def test_a_backend_that_rests_for_its_own_reason_is_out_of_order() -> None:
     """An engine that boots says so itself."""
-    rests = {"pod": Rest("the engine is loading", 12)}
+    rests = {("pod", ""): Rest("the engine is loading", 12)}
     known = Health(Policy(), rests=lambda: rests)
-    assert known.rest(POD, 0) == rests["pod"]
-    assert known.is_out_of_order(POD)
-    assert not known.is_out_of_order(rung("other"))
+    assert known.rest(POD, 0) == known.own_rest(POD) == rests["pod", ""]
+    assert known.own_rest(rung("other")) is None
+
+
+def test_a_single_model_may_rest_for_its_own_reason() -> None:
+    """An adapter that is not what it should be says nothing about the others there."""
+    rests = {("pod", "spinoza"): Rest("adapter 'spinoza' is not served", 60)}
+    known = Health(Policy(), rests=lambda: rests)
+    assert known.rest(rung("pod", model="spinoza"), 0) == rests["pod", "spinoza"]
+    assert known.rest(rung("pod", model="kant"), 0) is None
 
 
 def test_it_counts_what_runs() -> None:

@@ -122,7 +122,10 @@ class Gateway:
         if self.engine is None or self.engine.is_ready:
             return self._adapter_rests
         state = self.engine.state
-        why = f"the engine is not ready ({state.phase}, for {state.since_s:.0f} s)"
+        left = (
+            f"about {state.retry_after_s} s left" if state.phase != "failed" else "it died and starts again"
+        )
+        why = f"the engine is not ready ({state.phase} for {state.phase_s:.0f} s, {left})"
         return {("engine", ""): Rest(why, state.retry_after_s)}
 
     def build_routes(self) -> None:

@@ -99,7 +99,7 @@ class Prober:
         rungs: defaultdict[str, dict[str, Rung]] = defaultdict(dict)
         for model in self._table().values():
             for rung in model.rungs:
-                if rung.backend.probe == "token" and not self._health.is_out_of_order(rung):
+                if rung.backend.probe == "token" and self._health.own_rest(rung) is None:
                     rungs[rung.backend.name].setdefault(rung.model, rung)
         return {backend: list(found.values()) for backend, found in rungs.items()}
 

@@ -57,7 +57,7 @@ class Candidates:
                 self._report.fail(rung.backend.name, "context_length", message)
                 continue
             rest = self._health.rest(rung, self._now())
-            is_out_of_order = self._health.is_out_of_order(rung)
+            is_out_of_order = self._health.own_rest(rung) is not None
             if rest is None or (rung is rungs[-1] and not is_out_of_order):
                 yield self.first(rung)
                 continue
@@ -97,7 +97,7 @@ class Candidates:
         wants_own = self._call.requires_adapter or self._model.refuses_degraded
         rungs = [rung for rung in self._model.rungs if not (rung.is_degraded and wants_own)]
         ready = [rung for rung in rungs if self._health.rest(rung, self._now()) is None]
-        resting = [r for r in rungs if r not in ready and not self._health.is_out_of_order(r)]
+        resting = [r for r in rungs if r not in ready and self._health.own_rest(r) is None]
         for group in (ready, resting):
             yield from resume.plans(
                 self._call,

@@ -529,7 +529,12 @@ class Chain:
             if not (isinstance(incoming, Alarm) and beats and incoming.at < until):
                 return incoming
             self._beat_at = incoming.at + self._clocks.head_s
-            self._do += self._face.heartbeat(self._words.headers(None))
+            self._do += self._face.heartbeat(self._words.headers(None), self._whats_up())
+
+    def _whats_up(self) -> str:
+        """Why the voice that is wanted is not the one that is waited for."""
+        rests = ((rung, self._health.own_rest(rung)) for rung in self._model.rungs)
+        return next((f"{rung.backend.name}: {rest.why}" for rung, rest in rests if rest is not None), "")
 
 
 def _reason(failure: FailedInBand) -> str:

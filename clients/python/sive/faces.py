@@ -9,7 +9,7 @@ from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
 from sive.relay import Label, Relay
 
-WAITING = b": waiting\n\n"
+WAITING = ": waiting"
 
 
 class Face(Protocol):
@@ -19,8 +19,8 @@ class Face(Protocol):
     def has_said(self) -> bool:
         """Has the caller seen some of an answer?"""
 
-    def heartbeat(self, headers: dict[str, str]) -> list[Command]:
-        """Show the caller that somebody is working on it."""
+    def heartbeat(self, headers: dict[str, str], why: str = "") -> list[Command]:
+        """Show the caller that somebody is working on it, and ``why`` it takes so long."""
 
     def begin(self, relay: Relay, headers: dict[str, str]) -> list[Command]:
         """An answer is about to flow through this relay, or goes on through it."""
@@ -55,9 +55,10 @@ class StreamFace:
         self.has_said = False
         self._has_begun = False
 
-    def heartbeat(self, headers: dict[str, str]) -> list[Command]:
+    def heartbeat(self, headers: dict[str, str], why: str = "") -> list[Command]:
         """A 200 and comments: the callers' and proxies' clocks see life."""
-        return [*self._head(headers), Send(WAITING)]
+        said = f"{WAITING}; {' '.join(why.split())}" if why else WAITING
+        return [*self._head(headers), Send(said.encode() + b"\n\n")]
 
     def begin(self, relay: Relay, headers: dict[str, str]) -> list[Command]:
         """The head, once."""
@@ -103,7 +104,7 @@ class WholeFace:
         self._call = call
         self._answer = Answer(call.endpoint)
 
-    def heartbeat(self, headers: dict[str, str]) -> list[Command]:
+    def heartbeat(self, headers: dict[str, str], why: str = "") -> list[Command]:
         """Nothing: there is no room before the head."""
         return []
 

@@ -68,21 +68,18 @@ class Health:
 
     def rest(self, rung: Rung, now: float) -> Rest | None:
         """Why this rung is not asked now; None when it may be."""
-        keys = _keys(rung)
-        if rests := self._own_rests():
-            for key in keys:
-                if key in rests:
-                    return rests[key]
-        for key in keys:
+        if own := self.own_rest(rung):
+            return own
+        for key in _keys(rung):
             breaker = self._breakers.get(key)
             if breaker is not None and not self._may_be_tried(breaker, rung.backend, now):
                 return self._rest(breaker, now)
         return None
 
-    def is_out_of_order(self, rung: Rung) -> bool:
-        """Does it rest for a reason of its own, so that not even the last rung is asked in vain?"""
+    def own_rest(self, rung: Rung) -> Rest | None:
+        """Why it rests for a reason of its own, so that not even the last rung is asked in vain."""
         rests = self._own_rests()
-        return any(key in rests for key in _keys(rung))
+        return next((rests[key] for key in _keys(rung) if key in rests), None) if rests else None
 
     def rests_until(self, rung: Rung) -> float:
         """When its breakers have rested; the past when they are closed."""

@@ -40,11 +40,7 @@ def _show(said: dict[str, Any], url: str) -> None:
     console = Console()
     console.print(f"sive {said['version']} at {url}, up {said['uptime_s']:.0f} s")
     if engine := said["engine"]:
-        detail = f": {engine['detail']}" if engine["detail"] else ""
-        console.print(
-            f"engine {engine['phase']} for {engine['since_s']:.0f} s, {engine['restarts']} restarts{detail}",
-            markup=False,
-        )
+        _show_engine(engine, console)
     table = Table("model", "rung", "as", "why", "state", "last")
     for name, model in said["models"].items():
         for rung in model["rungs"]:
@@ -52,6 +48,25 @@ def _show(said: dict[str, Any], url: str) -> None:
             row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung), rung["last"])
             table.add_row(*map(Text, row))
             name = ""
+    console.print(table)
+
+
+def _show_engine(engine: dict[str, Any], console: Console) -> None:
+    left = f", ready in about {engine['ready_in_s']} s" if engine["ready_in_s"] else ""
+    if engine["to_fetch_bytes"]:
+        left = (
+            f", {engine['fetched_bytes'] / 1e6:.0f} of {engine['to_fetch_bytes'] / 1e6:.0f} MB fetched{left}"
+        )
+    detail = f": {engine['detail']}" if engine["detail"] else ""
+    said = f"engine {engine['phase']} for {engine['since_s']:.0f} s, {engine['restarts']} restarts"
+    console.print(said + left + detail, markup=False)
+    if not engine["adapters"]:
+        return
+    table = Table("adapter", "state", "version", "pinned", "source")
+    for name, one in engine["adapters"].items():
+        state = f"{one['phase']}: {one['detail']}" if one["detail"] else one["phase"]
+        row = (name, state, one["version"] or "-", "yes" if one["pinned"] else "no", one["source"])
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

@@ -121,6 +121,7 @@ class Build:
         self.root = root
         self.stages = {stage.name: stage for stage in read(context / "Dockerfile")}
         self.log: list[str] = []
+        self.current = ""
         self._path = path
         self._arguments = arguments or {}
         self._files = sent(context)
@@ -138,6 +139,7 @@ class Build:
                 self.target(needed)
                 self._done[needed] = self.root.rename(self.root.with_name(f"stage-{needed}"))
         self.root.mkdir()
+        self.current = name
         self._take(stage)
         return stage
 

@@ -10,9 +10,9 @@ COPY runpod/sive_pods /opt/sive/src/sive_pods
 COPY serve/sive_serve /opt/sive/src/sive_serve
 
 FROM vllm/vllm-openai:v0.32.0 AS pod
-COPY serve/image serve/requirements.lock /opt/sive/image/
+COPY serve/image/venv.sh serve/requirements.lock /opt/sive/image/
 RUN /opt/sive/image/venv.sh /opt/sive /opt/sive/image/requirements.lock
-COPY lora_adapters/adapters.toml /opt/sive/image/
+COPY serve/image lora_adapters/adapters.toml /opt/sive/image/
 COPY --from=sources /opt/sive/src /opt/sive/src
 RUN /opt/sive/image/finish.sh /opt/sive
 ENV SIVE_DATA_DIR=/workspace
@@ -23,8 +23,9 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["/opt/sive/bin/p
 ENTRYPOINT ["/opt/sive/bin/python3", "-I", "/opt/sive/image/pod.py"]
 
 FROM python:3.12-slim-trixie AS installed
-COPY serve/image serve/requirements.lock /opt/sive/image/
+COPY serve/image/venv.sh serve/requirements.lock /opt/sive/image/
 RUN /opt/sive/image/venv.sh /opt/sive /opt/sive/image/requirements.lock
+COPY serve/image /opt/sive/image/
 COPY --from=sources /opt/sive/src /opt/sive/src
 RUN /opt/sive/image/finish.sh /opt/sive
 ARG CPU_MODEL=""

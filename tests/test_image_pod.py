@@ -15,6 +15,7 @@ from sive_serve.engine_config import vllm_config
 from tests.conftest import ROOT, TINY, until
 from tests.lab.containers import Container, ask, built, free_port, running
 from tests.lab.dockerfile import Build
+from tests.lab.engines import free_ports
 
 IMAGE = ROOT / "serve" / "image"
 FAKE = ROOT / "tests" / "lab" / "fake_engine.py"
@@ -65,13 +66,23 @@ def stand_in(folder: Path) -> str:
 
 
 def test_a_pod_serves_its_engine(pod: Build, start: Start, tmp_path: Path, base: Path) -> None:
-    """It listens, its engine boots below it; SIGTERM ends both and all they started."""
-    on_volume(pod, f'[engine]\nmodel = "{base}"\nadapters = "adapters.toml"\nfake-family = true\n')
-    container = start(SIVE_API_KEYS="k", PORT=free_port(), PATH=stand_in(tmp_path))
+    """The image's configuration with another base: an engine boots below it, and SIGTERM ends all of it."""
+    port, engine_port = free_ports(2)
+    ours = (IMAGE / "engine.toml").read_text()
+    for before, after in (
+        ("Qwen/Qwen2.5-14B-Instruct", str(base)),
+        ("8001", f"{engine_port}\nfake-family = true"),
+    ):
+        assert ours.count(before) == 1
+        ours = ours.replace(before, after)
+    on_volume(pod, ours)
+    container = start(SIVE_API_KEYS="k", PORT=str(port), PATH=stand_in(tmp_path))
     url = container.url
     until(lambda: phase(url) == "ready", 30, "the engine ready")
     assert container.health() == 0
     family = psutil.Process(container.process.pid).children(recursive=True)
+    served = httpx2.get(f"{url}/v1/models", headers={"Authorization": "Bearer k"}, timeout=10).json()["data"]
+    assert {model["id"] for model in served} == {"qwen", "local"}
     assert any("fake_engine" in " ".join(member.cmdline()) for member in family)
     container.process.terminate()
     assert container.process.wait(40) == 0, container.said

@@ -22,8 +22,8 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 def leave(number, _):
-    print("got", signal.Signals(number).name, flush=True)
-    sys.exit(7)
+    os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")  # it may come within a print
+    os._exit(7)
 
 signal.signal(signal.SIGTERM, leave)
 signal.signal(signal.SIGINT, leave)

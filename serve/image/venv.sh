@@ -11,7 +11,7 @@ fi
 python3 -m venv --without-pip "$folder" # needs no ensurepip, which Debian and Ubuntu keep in a package of its own
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
-if python3 -m pip --version >/dev/null 2>&1; then
+if python3 -m pip --python "$folder/bin/python3" --version >/dev/null 2>&1; then # since pip 22.3
     installer=python3
 elif python3 -m venv "$tools" >/dev/null 2>&1; then
     installer=$tools/bin/python3

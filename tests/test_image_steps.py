@@ -29,8 +29,8 @@ def lock(tmp_path: Path) -> Path:
     return file
 
 
-def python3(folder: Path, refused: str) -> str:
-    """Return a PATH whose python3 fails when its arguments match a shell pattern."""
+def python3(folder: Path, refused: str, *, instead: str = "exit 1") -> str:
+    """Return a PATH whose python3 fails, or does something else, when its arguments match a shell pattern."""
     real = subprocess.run(
         ["/bin/sh", "-c", "command -v python3"],
         env={"PATH": python_path()},
@@ -40,7 +40,8 @@ def python3(folder: Path, refused: str) -> str:
     ).stdout.strip()
     program = folder / "bin" / "python3"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\ncase "$*" in {refused}) exit 1 ;; esac\nexec {real} "$@"\n')
+    instead = instead.replace("REAL", real)
+    program.write_text(f'#!/bin/sh\ncase "$*" in {refused}) {instead} ;; esac\nexec {real} "$@"\n')
     program.chmod(0o755)
     return f"{program.parent}:/usr/bin:/bin"
 
@@ -101,7 +102,8 @@ def test_without_any_it_says_what_to_add(lock: Path, tmp_path: Path) -> None:
 
 def test_an_old_python_is_refused(lock: Path, tmp_path: Path) -> None:
     """Before anything is made."""
-    ran = take(lock, tmp_path, python3(tmp_path, '"-c import sys"*'))
+    older = 'exec REAL -c "import sys; sys.version_info = (3, 10, 14); $2"'
+    ran = take(lock, tmp_path, python3(tmp_path, '"-c "*', instead=older))
     assert ran.returncode == 1
     assert "sive needs Python 3.11 or newer" in ran.stderr
     assert not (tmp_path / "venv").exists()

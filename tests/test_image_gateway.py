@@ -83,6 +83,20 @@ def test_the_gateway_is_small_and_complete(gateway: Build) -> None:
     assert int(packed.stdout) / 1e6 + BASE_MB <= LIMIT_MB
 
 
+def test_a_private_checkout_makes_an_image_that_all_can_read(gateway: Build) -> None:
+    """Docker copies permissions as they are; who runs the image is not who built it."""
+    source = gateway.root / "opt/sive/src/sive_serve/cli/app.py"
+    source.chmod(0o600)
+    subprocess.run(
+        ["make", "--no-print-directory", "image-finish", f"ARGS={gateway.here('/opt/sive')}"],
+        cwd=ROOT,
+        env={"PATH": python_path()},
+        check=True,
+        capture_output=True,
+    )
+    assert source.stat().st_mode & 0o777 == 0o644
+
+
 def test_nothing_of_the_image_points_elsewhere(gateway: Build) -> None:
     """It holds no path of the folder that it was copied from, nor of this checkout."""
     for script in (gateway.root / "opt/sive/bin").iterdir():

@@ -14,5 +14,6 @@ from sive_serve.cli import main
 main()
 END
 chmod +x "$folder/bin/sive"
+chmod -R a+rX "$folder" # a checkout may be its owner's alone, and who runs this is somebody else
 "$folder/bin/python3" -m compileall -q "$folder/src"
 "$folder/bin/sive" version

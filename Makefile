@@ -1,12 +1,13 @@
 ## run     install the light dependencies into .venv and serve on 127.0.0.1:8000 (PORT=N, ARGS='...')
 ## test    everything, on real engines: installs what it needs, vLLM for CPU included
-## check   ruff, mypy --strict, import-linter
+## check   ruff, mypy --strict, import-linter, hadolint
 ## demo    a pod dies and comes back while the philosophers are asked
 ## chaos   every fault against every way to ask, and a scorecard (ARGS='--only stall', ARGS=--help)
 ## chaos-engines   the same on real engines: they die, freeze and return (ARGS='--positions 2 --minutes 1')
 ## bench   the benchmarks; ARGS=--write puts the results into docs/benchmarks.md
 ## models  train the tiny models of the tests again (embedded: the CPU model of the package, 15 minutes)
 ## engine  install vLLM into .venv-engine (ENGINE=vllm==0.32.0 on a GPU)
+## image-*   a step of the Dockerfile without Docker: image-venv, image-finish, image-weights (ARGS as there)
 ## lock    resolve the lock files again (needs uv)
 PYTHON ?= python3
 BIN = .venv/bin
@@ -20,7 +21,7 @@ run: .venv/.light ; @$(BIN)/sive serve $(ARGS)
 test: .venv/.test .venv-engine/.ready
 	$(BIN)/python -m pytest $(ARGS)
 check: .venv/.test
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/hadolint Dockerfile
 demo: .venv/.light .venv-engine/.ready ; @$(BIN)/python serve/demo.py
 chaos: .venv/.test ; @$(BIN)/python -m tests.chaos $(ARGS)
 chaos-engines: .venv/.test .venv-engine/.ready ; @$(BIN)/python -m tests.chaos_engines $(ARGS)
@@ -28,6 +29,7 @@ bench: .venv/.test .venv-torch/.ready .venv-litellm/.ready ; @$(BIN)/python -m t
 models: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/tiny.py --out tests/data/tiny
 embedded: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/embedded.py
 engine: .venv-engine/.ready
+image-%: ; @serve/image/$*.sh $(ARGS)
 lock:
 	$(COMPILE) -o serve/requirements.lock
 	$(COMPILE) --extra adapters --group test --group check -c serve/requirements.lock -o tests/requirements.lock

@@ -55,7 +55,12 @@ _OF_BACKENDS = ("context_tokens", "known_fields", "resume", "probe", "max_in_fli
 def rung(name: str, **options: Any) -> Rung:
     """A rung that speaks OpenAI; options of its backend and its own."""
     of_backend = {key: options.pop(key) for key in _OF_BACKENDS if key in options}
-    return Rung(OpenAIBackend(name, "http://x/v1", **of_backend), options.pop("model", f"{name}-model"), "test", **options)
+    return Rung(
+        OpenAIBackend(name, "http://x/v1", **of_backend),
+        options.pop("model", f"{name}-model"),
+        "test",
+        **options,
+    )
 
 
 def twins(*names: str, **options: Any) -> list[Rung]:

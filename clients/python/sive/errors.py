@@ -6,7 +6,8 @@ SiveError
 ├── LostError         a backend was lost before or during its answer
 ├── LocalModelError   the CPU model cannot be loaded, converted or run
 ├── AdapterError      an adapter or the list of adapters is wrong
-└── EngineError       the engine cannot be started
+├── EngineError       the engine cannot be started
+└── PodError          a pod's template is wrong, or it cannot be rented
 """
 
 from typing import Literal
@@ -73,3 +74,7 @@ class AdapterError(SiveError):
 
 class EngineError(SiveError):
     """The engine cannot be started."""
+
+
+class PodError(SiveError):
+    """A pod's template is wrong, or it cannot be rented."""

@@ -30,7 +30,7 @@ embedded: .venv-torch/.ready ; .venv-torch/bin/python lora_adapters/training/emb
 engine: .venv-engine/.ready
 lock:
 	$(COMPILE) -o serve/requirements.lock
-	$(COMPILE) --group test --group check -c serve/requirements.lock -o tests/requirements.lock
+	$(COMPILE) --extra adapters --group test --group check -c serve/requirements.lock -o tests/requirements.lock
 
 .venv/.light: serve/requirements.lock pyproject.toml
 	@tests/system.sh $(PYTHON)

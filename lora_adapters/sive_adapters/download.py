@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from sive.errors import AdapterError
 
 from sive_adapters import object_store, part
 from sive_adapters.hashing import Follower
+from sive_adapters.meter import Meter
 from sive_adapters.object_store import (
     ChangedError,
     Patience,
@@ -22,16 +23,18 @@ from sive_adapters.object_store import (
     TransientError,
     plain_errors,
 )
-from sive_adapters.part import CONNECTIONS, DONE, MIB, Part, Range, Stat
+from sive_adapters.part import CONNECTIONS, DONE, MIB, PIECE_BYTES, Part, Range, Stat
 from sive_adapters.progress import Told
 from sive_adapters.sources import Source
-from sive_adapters.meter import Meter
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-CHUNK_BYTES = 4 * MIB
+CHUNKS = 8
+"""In so many a piece is written: what a lost connection brought of a chunk is lost with it."""
+LARGEST_CHUNK_BYTES = PIECE_BYTES // CHUNKS
 CUT_CHUNK_BYTES = 64 * 2**10
+"""Of a connection that was cut before: it may not last for more."""
 SYNC_BYTES = 64 * MIB
 
 Result = TypeVar("Result")
@@ -200,15 +203,27 @@ class Download:
 
     async def _fetch(self, piece: Range) -> None:
         """Fetch a piece, going on from where a connection was lost."""
+        reached = piece[0]
+        try:
+            async for now in self._advance(piece):
+                reached = now
+        finally:
+            # Whoever stops it, a key, an error or the end: what has come counts.
+            if reached > piece[0] and (self._in_pieces or reached == piece[1]):
+                self._part.add((piece[0], reached))
+
+    async def _advance(self, piece: Range) -> AsyncIterator[int]:
+        """Fetch a piece over as many connections as it takes; yields up to where it is there."""
         at, end, failures = *piece, 0
         while at < end:
             reached = at
-            # What a lost connection brought of a chunk is lost with it: small ones where many are cut.
-            chunk_bytes = CHUNK_BYTES if not failures else CUT_CHUNK_BYTES
+            usual = min(LARGEST_CHUNK_BYTES, (end - piece[0]) // CHUNKS + 1)
+            chunk_bytes = CUT_CHUNK_BYTES if failures else usual
             try:
                 with plain_errors(self._source, self._name):
                     async for data in await self._open(at, end, chunk_bytes):
                         reached = await self._write(data, reached, end)
+                        yield reached
                 if reached < end:
                     raise TransientError("the connection was cut")
             except TransientError as exc:
@@ -218,7 +233,6 @@ class Download:
                 self._meter.add(at - reached)
                 continue
             at = reached
-        await self._in_thread(self._part.add, piece)
 
     async def _open(self, at: int, end: int, chunk_bytes: int) -> Any:
         import obstore

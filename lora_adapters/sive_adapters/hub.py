@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from sive.config import process_environment
 from sive.errors import AdapterError
 from sive.hub import bytes_told_to, plain_errors
 
@@ -40,8 +41,8 @@ class Repository:
         try:
             from huggingface_hub import HfApi
         except ImportError as exc:
-            raise AdapterError(f"{source} needs {exc.name}: pip install 'sive[local]'") from exc
-        self._hub = HfApi()
+            raise AdapterError(f"{source} needs {exc.name}: pip install 'sive[adapters]'") from exc
+        self._hub = HfApi(endpoint=process_environment().get("HF_ENDPOINT") or None)
         with self._plain_errors(source):
             about = self._hub.model_info(source.root, revision=source.revision, timeout=TIMEOUT_S)
         self.source = replace(source, revision=str(about.sha))

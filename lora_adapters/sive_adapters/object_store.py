@@ -17,22 +17,28 @@ from sive_adapters.sources import LOOPBACK, Kind, Source
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
-    "https": "a folder that can be read without a login",
+WAY_IN = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "https": "choose a folder that can be read without a login",
 }
 TRUE = ("1", "true", "yes", "on")
 
+METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
+"""Asked for credentials where the environment has none."""
+
 _IN_WORDS = (
     (r"timed? ?out", "it did not answer in time"),
-    (r"dns|failed to lookup|name or service", "its name was not found"),
-    (r"connection refused", "it refused the connection"),
-    (r"certificate|tls|handshake", "its certificate or TLS failed"),
-    (r"metadata|169\.254\.169\.254|imds", "no credentials were found"),
-    (r"reset|broken pipe|closed|incomplete|end of file|unexpected eof|body", "the connection was cut"),
+    (r"dns error|failed to lookup", "its name was not found"),
+    (r"connection ?refused", "it refused the connection"),
+    (r"certificate|invalidmessage|tls|handshake", "its certificate or TLS failed"),
+    (
+        r"reset|broken ?pipe|closed|incomplete|unexpected ?eof|interrupted|kind: body",
+        "the connection was cut",
+    ),
 )
+"""Where obstore has no class of its own for a failure, its text tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def connect(source: Source, patience: Patience, environ: Mapping[str, str] | Non
     try:
         from obstore import exceptions, store
     except ImportError as exc:
-        raise AdapterError(f"{source} needs {exc.name}: pip install 'sive[local]'") from exc
+        raise AdapterError(f"{source} needs {exc.name}: pip install 'sive[adapters]'") from exc
     environ = process_environment() if environ is None else environ
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=patience.connect_s),
@@ -101,7 +107,7 @@ def connect(source: Source, patience: Patience, environ: Mapping[str, str] | Non
         # What obstore says may quote a key; which variable it was is all that is needed.
         raise AdapterError(
             f"{source} cannot be reached with what the environment says ({_named_in(exc, environ)}): "
-            f"set {CREDENTIALS[source.kind]}"
+            f"{WAY_IN[source.kind]}"
         ) from None
 
 
@@ -133,42 +139,35 @@ def plain_errors(source: Source, name: str) -> Iterator[None]:
 
 def stat_of(meta: Mapping[str, Any]) -> Stat:
     """Return what obstore's metadata say of an object."""
-    modified: datetime | None = meta.get("last_modified")
+    etag, modified = meta.get("e_tag"), meta.get("last_modified")
+    if etag and not etag.endswith('"'):
+        etag = f'"{etag}"'  # Azure lists it without quotes, and gives it with them
     # A store that states no time is given the epoch by obstore.
-    return Stat(
-        int(meta["size"]),
-        meta.get("e_tag"),
-        modified.isoformat() if modified and modified.timestamp() > 0 else None,
-    )
+    is_stated = isinstance(modified, datetime) and modified.timestamp() > 0
+    return Stat(int(meta["size"]), etag, str(modified) if is_stated else None)
 
 
 def _translated(source: Source, where: str, text: str) -> Exception:
-    lower = text.lower()
-    found = re.search(r"(?:status(?: code)?:?|error:?|http) \(?([3-5]\d\d)\b", lower)
+    if any(host in text for host in METADATA_SERVICES):
+        return AdapterError(f"{where}: there are no credentials for it: {WAY_IN[source.kind]}")
+    told = re.sub(r"https?://\S+|retry_timeout", "", text).lower()
+    found = re.search(r"status code: ([3-5]\d\d)\b", told)
     status = int(found[1]) if found else 0
-    if "received non-partial response" in lower or status == 416:
+    if "received non-partial response" in told or status == 416:
         return RangesRefusedError()
-    if status in (301, 307, 308) or "redirect" in lower:
-        what = "set AWS_REGION to the bucket's region" if source.kind == "s3" else "write where it leads"
-        return AdapterError(f"{where} is somewhere else, the store answers with a redirect: {what}")
-    if status == 412:
-        return ChangedError()
-    if status in (401, 403):
-        return _refused(source, where)
+    if "received redirect" in told or status in (301, 302, 307, 308):
+        way_out = "set AWS_REGION to its region" if source.kind == "s3" else "write where it leads"
+        return AdapterError(f"{where} is elsewhere, the store answers with a redirect: {way_out}")
     if status in (408, 425, 429) or status >= 500:
         return TransientError(f"the store answered {status}")
     if status:
         return AdapterError(f"{where} cannot be fetched: the store answered {status}")
-    words = next(
-        (words for pattern, words in _IN_WORDS if re.search(pattern, lower)), "the connection failed"
-    )
-    if words == "no credentials were found":
-        return AdapterError(f"{where} cannot be fetched: {words}: set {CREDENTIALS[source.kind]}")
+    words = next((words for pattern, words in _IN_WORDS if re.search(pattern, told)), "the connection failed")
     return TransientError(words)
 
 
 def _refused(source: Source, where: str) -> AdapterError:
-    return AdapterError(f"{where}: the store refuses access: set {CREDENTIALS[source.kind]}")
+    return AdapterError(f"{where}: the store refuses access: {WAY_IN[source.kind]}")
 
 
 def _may_be_plain(source: Source, environ: Mapping[str, str]) -> bool:

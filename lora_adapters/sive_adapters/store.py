@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,53 @@ class Version:
         return self.digest[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The files of an origin that are wanted, and the SHA-256 that is stated for some of them there."""
+
+    stats: Mapping[str, Stat]
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+Choose = Callable[[str, Origin], Choice]
+"""Looks at an origin and says which of its files are wanted; the text is what people call them."""
+
+
+def adapter_files(title: str, origin: Origin) -> Choice:
+    """Choose the two files of an adapter.
+
+    Raises:
+        AdapterError: one is not there.
+    """
+    stats = origin.look(FILES)
+    if WEIGHTS_FILE not in stats and origin.look([PICKLE_FILE]):
+        raise AdapterError(
+            f"{title}: {origin.source} has its weights only as {PICKLE_FILE}, a pickle, which is not read: "
+            "load it with PEFT and save it again, save_pretrained writes safetensors"
+        )
+    for file in FILES:
+        if file not in stats:
+            raise AdapterError(f"{title}: {origin.source} has no {file}: correct the source, or upload it")
+    return Choice(stats)
+
+
 class Store:
     """``root/NAME/DIGEST12/``: versions of read-only files; ``root/.parts/``: downloads under way.
 
-    Several processes may use one root. ``free_bytes``: how much room a folder has.
+    Several processes may use one root. ``choose``: which files make a version. ``free_bytes``: how much room
+    a folder has.
     """
 
     def __init__(
-        self, root: Path, *, patience: Patience | None = None, free_bytes: FreeBytes = free_bytes
+        self,
+        root: Path,
+        *,
+        choose: Choose = adapter_files,
+        patience: Patience | None = None,
+        free_bytes: FreeBytes = free_bytes,
     ) -> None:
         self.root = root.absolute()
+        self._choose = choose
         self._patience = patience or Patience()
         self._free_bytes = free_bytes
 
@@ -91,29 +128,27 @@ class Store:
         """Bring a version onto the disk, or find it there.
 
         What is pinned and on disk asks no network. What is not pinned is looked at where it is from, and
-        fetched when it is not what is on disk. Another process that fetches this adapter is waited for.
+        fetched when it is not what is on disk. Another process that fetches this adapter is waited for. It
+        blocks, and runs a loop of its own: beside another loop, call it in a thread.
 
         Raises:
             AdapterError: it cannot be had or stored, or its files are not the pinned ones.
         """
-        title = f"adapter {_checked(name)!r}"
-        pinned = checked_pins(title, sha256 or {})
-        if strange := sorted(pinned.keys() - set(FILES)):
-            raise AdapterError(
-                f"{title} pins {strange[0]}, which is no file of an adapter: {' and '.join(FILES)}"
-            )
+        pinned = checked_pins(_checked(name), sha256 or {})
         if found := self.find(name, pinned):
             return found
-        with disk.plain_errors(self.root, title), self._locked(name):
+        with disk.plain_errors(self.root, name), self._locked(name):
             if found := self.find(name, pinned):  # brought by whom we waited for
                 return found
             origin = open_origin(source, self._patience)
-            stats = _files_of(title, origin)
-            if not pinned and (found := self._unchanged(name, origin, stats)):
+            choice = self._choose(name, origin)
+            if strange := sorted(pinned.keys() - choice.stats.keys()):
+                raise AdapterError(f"{name} pins {strange[0]}, but its files are {', '.join(choice.stats)}")
+            if not pinned and (found := self._unchanged(name, origin, choice)):
                 return found
             key = hashlib.sha256(str(origin.source).encode()).hexdigest()[:12]
-            job = Job(name, origin, pinned, self.root / PARTS / name / key)
-            return self._keep(name, job, fetch_files(job, stats, told=told, free=self._free_bytes))
+            job = Job(name, origin, {**choice.sha256, **pinned}, self.root / PARTS / name / key)
+            return self._keep(name, job, fetch_files(job, choice.stats, told=told, free=self._free_bytes))
 
     def versions(self, name: str) -> tuple[Version, ...]:
         """Return the versions of an adapter that are on disk whole, the newest first."""
@@ -140,8 +175,9 @@ class Store:
                     removed.append(part)
         return tuple(removed)
 
-    def _unchanged(self, name: str, origin: Origin, stats: Mapping[str, Stat]) -> Version | None:
+    def _unchanged(self, name: str, origin: Origin, choice: Choice) -> Version | None:
         """Return the version that was fetched from there when its files were as they are now."""
+        stats = choice.stats
         if not all(stat.is_known for stat in stats.values()):
             return None
         for version in self.versions(name):
@@ -212,7 +248,7 @@ class Store:
         except TimeoutError:
             if not wait:
                 raise
-            log.info("adapter %r is being fetched by another process, waiting for it", name)
+            log.info("%s is being fetched by another process, waiting for it", name)
             lock.acquire()
         try:
             yield
@@ -224,24 +260,6 @@ def digest_of(sha256: Mapping[str, str]) -> str:
     """Return the digest of a version: the SHA-256 over what ``sha256sum`` prints for its files, sorted."""
     lines = sorted(f"{digest}  {file}\n" for file, digest in sha256.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _files_of(title: str, origin: Origin) -> dict[str, Stat]:
-    """Look at an adapter's files.
-
-    Raises:
-        AdapterError: one is not there.
-    """
-    stats = origin.look(FILES)
-    if WEIGHTS_FILE not in stats and origin.look([PICKLE_FILE]):
-        raise AdapterError(
-            f"{title}: {origin.source} has its weights only as {PICKLE_FILE}, a pickle, which is not read: "
-            "load it with PEFT and save it again, save_pretrained writes safetensors"
-        )
-    for file in FILES:
-        if file not in stats:
-            raise AdapterError(f"{title}: {origin.source} has no {file}: correct the source, or upload it")
-    return stats
 
 
 def _read(name: str, folder: Path) -> tuple[Version | None, dict[str, Stat]]:

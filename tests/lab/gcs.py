@@ -47,13 +47,19 @@ class Faults:
 
 @dataclass
 class ObjectStore:
-    """A store in a thread. ``seen``: the requests it got; ``sent``: bytes of each object that it gave."""
+    """A store in a thread.
+
+    ``seen``: the requests it got; ``sent``: bytes of each object that it gave; ``statuses``: how it
+    refused; ``running``: answers that are on their way.
+    """
 
     folder: Path
     faults: Faults = field(default_factory=Faults)
     port: int = 0
     seen: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    running: int = 0
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"lab": self})
@@ -79,6 +85,11 @@ class ObjectStore:
     def gets(self) -> list[str]:
         """The objects that were asked for, one entry a request."""
         return [line.removeprefix("GET ") for line in self.seen if line.startswith("GET ")]
+
+    def count(self, change: int) -> None:
+        """Count the answers that are on their way."""
+        with self._pace:
+            self.running += change
 
     def wait_for_turn(self, count: int) -> None:
         """Wait until so many more bytes may go out; all connections share the rate."""
@@ -113,6 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        self.lab.count(1)
+        try:
+            self._answer()
+        finally:
+            self.lab.count(-1)
+
+    def _answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path).strip("/")
         asked = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
@@ -188,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         return f'{"W/" if self.lab.faults.weak_etags else ""}"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
 
     def _reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.lab.statuses[status] += 1
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -229,14 +248,19 @@ def _azure_list(container: Path, asked: dict[str, str], etag: Etag) -> bytes:
         f"<Blob><Name>{escape(key)}</Name><Properties>"
         f"<Last-Modified>{formatdate((container / key).stat().st_mtime, usegmt=True)}</Last-Modified>"
         f"<Content-Length>{(container / key).stat().st_size}</Content-Length>"
-        f"<Content-Type>application/octet-stream</Content-Type><Etag>{escape(etag(container / key))}</Etag>"
-        "</Properties></Blob>"
+        "<Content-Type>application/octet-stream</Content-Type>"
+        f"<Etag>{_unquoted(etag(container / key))}</Etag></Properties></Blob>"
         for key in _keys(container, asked)
         if not _is_below(key, asked)
     )
     return (
         f'<?xml version="1.0"?><EnumerationResults><Blobs>{entries}</Blobs><NextMarker/></EnumerationResults>'
     ).encode()
+
+
+def _unquoted(etag: str) -> str:
+    """Azure's lists have no quotes around it."""
+    return escape(etag.strip('"'))
 
 
 def _iso(file: Path) -> str:

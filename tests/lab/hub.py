@@ -25,27 +25,34 @@ class Faults:
     """What the hub does wrong; may be changed while it runs.
 
     ``cut_after``: bytes of a weights download after which the connection is cut, ``cuts`` times.
-    ``spoil``: weights arrive with their last byte changed.
+    ``stall_after``: bytes after which the rest of it does not come. ``spoil``: weights arrive with their last
+    byte changed.
     """
 
     token: str | None = None
     gated: bool = False
     cut_after: int = 0
     cuts: int = 0
+    stall_after: int = 0
     spoil: bool = False
 
 
 @dataclass
 class Hub:
-    """A hub in a thread; ``url`` is its address, ``seen`` the requests it got: ``GET /path``."""
+    """A hub in a thread; ``url`` is its address, ``seen`` the requests it got: ``GET /path``.
+
+    ``revisions``: the branches and tags every repository has, and their commits.
+    """
 
     repos: Mapping[str, Path]
     faults: Faults = field(default_factory=Faults)
     port: int = 0
+    revisions: Mapping[str, str] = field(default_factory=lambda: {"main": COMMIT})
     seen: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"hub": self})
+        self.ended = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -55,6 +62,7 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
     ) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -79,27 +87,38 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.seen.append(f"{self.command} {path}")
+        path = urlsplit(self.path).path
+        self.hub.seen.append(f"{self.command} {unquote(path)}")
         if self.hub.faults.token and self.headers.get("Authorization") != f"Bearer {self.hub.faults.token}":
             return self._missing("RepoNotFound", status=401)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+|/tree/[^/]+)?", path):
-            return self._describe(match[1], match[2] or "")
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            return self._resolve(match[1], match[2])
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?", path):
+            repo, what, revision, below = (unquote(part or "") for part in match.groups())
+            return self._describe(repo, what, revision or "main", below)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._resolve(*(unquote(part) for part in match.groups()))
         return self._missing("EntryNotFound")
 
-    def _describe(self, repo: str, what: str) -> None:
+    def _describe(self, repo: str, what: str, revision: str, below: str) -> None:
         folder = self.hub.repos.get(repo)
         if folder is None:
             return self._missing("RepoNotFound")
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        if what.startswith("/tree/"):
-            return self._json([_tree_entry(path) for path in files])
-        siblings = [{"rfilename": path.name} for path in files]
-        return self._json({"id": repo, "sha": COMMIT, "siblings": siblings, "gated": self.hub.faults.gated})
+        if (commit := self._commit(revision)) is None:
+            return self._missing("RevisionNotFound")
+        if what == "tree":
+            if not (folder / below).is_dir():
+                return self._missing("EntryNotFound")
+            return self._json([_tree_entry(path, folder) for path in sorted((folder / below).iterdir())])
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
+        return self._json({"id": repo, "sha": commit, "siblings": siblings, "gated": self.hub.faults.gated})
 
-    def _resolve(self, repo: str, name: str) -> None:
+    def _commit(self, revision: str) -> str | None:
+        known = self.hub.revisions
+        return revision if revision in known.values() else known.get(revision)
+
+    def _resolve(self, repo: str, revision: str, name: str) -> None:
+        if self._commit(revision) is None:
+            return self._missing("RevisionNotFound")
         folder = self.hub.repos.get(repo)
         if folder is None:
             return self._missing("RepoNotFound")
@@ -107,9 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._missing("GatedRepo", status=403)
         if not (folder / name).is_file():
             return self._missing("EntryNotFound")
-        return self._file(folder / name)
+        return self._file(folder / name, revision)
 
-    def _file(self, path: Path) -> None:
+    def _file(self, path: Path, revision: str) -> None:
         size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start, end = (int(asked[1]), min(int(asked[2] or size - 1), size - 1)) if asked else (0, size - 1)
@@ -117,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
         self.send_header("ETag", f'"{_digest(path)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self._commit(revision) or "")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start + 1))
         self.end_headers()
@@ -134,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if is_weights and faults.cuts and sent + len(block) > faults.cut_after:
                     faults.cuts -= 1
                     self.close_connection = True
+                    return
+                if is_weights and faults.stall_after and sent + len(block) > faults.stall_after:
+                    self.hub.ended.wait()
                     return
                 sent += len(block)
                 if is_weights and faults.spoil and start + sent == end:
@@ -156,9 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _tree_entry(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    entry: dict[str, Any] = {"type": "file", "path": path.name, "size": size, "oid": _git_oid(path)}
+def _tree_entry(path: Path, root: Path) -> dict[str, Any]:
+    name, size = str(path.relative_to(root)), path.stat().st_size
+    if path.is_dir():
+        return {"type": "directory", "path": name, "size": 0, "oid": "0" * 40}
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": _git_oid(path)}
     if path.suffix == ".safetensors":
         entry["lfs"] = {"oid": _digest(path), "size": size, "pointerSize": 134}
     return entry

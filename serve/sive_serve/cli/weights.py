@@ -38,6 +38,30 @@ def prepare(
     typer.echo(f"{info.weights} in {info.path}")
 
 
+@app.command(epilog="Example: sive serve --engine $(sive weights fetch Qwen/Qwen2.5-14B-Instruct)")
+def fetch(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A hub's model, s3://, gs:// or az://, or a folder; without it, what the environment names.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Where models for the engine lie.", show_default="~/.cache/sive/models"),
+    ] = None,
+) -> None:
+    """Bring a whole model for the engine onto this disk and print its folder.
+
+    Without MODEL: HF_LOCAL_MODEL_PATH, else SIVE_WEIGHTS_URL (s3://, gs://, az://), else IA_MODEL from the
+    hub. Why each was taken or not is said on stderr. Exit status 3: no weights, only another rung is left.
+    """
+    from sive_serve.cli.fetch import fetch as run
+
+    run(model, to)
+
+
 @app.command("list", epilog="Example: sive weights list")
 def list_(weights_dir: WeightsDir = None) -> None:
     """List the models that are prepared, the largest first."""

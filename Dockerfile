@@ -10,7 +10,7 @@ COPY runpod/sive_pods /opt/sive/src/sive_pods
 COPY serve/sive_serve /opt/sive/src/sive_serve
 
 FROM vllm/vllm-openai:v0.32.0 AS pod
-COPY serve/image/venv.sh serve/requirements.lock /opt/sive/image/
+COPY serve/image/venv.sh runpod/requirements.lock /opt/sive/image/
 RUN /opt/sive/image/venv.sh /opt/sive /opt/sive/image/requirements.lock
 COPY serve/image lora_adapters/adapters.toml /opt/sive/image/
 COPY --from=sources /opt/sive/src /opt/sive/src

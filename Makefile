@@ -15,7 +15,6 @@ INSTALL = -m pip --disable-pip-version-check install --quiet
 COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	--extra serve --extra local pyproject.toml
 .PHONY: help run test check demo chaos chaos-engines bench models embedded engine lock
-
 help: ; @sed -n 's/^## //p' Makefile
 run: .venv/.light ; @$(BIN)/sive serve $(ARGS)
 test: .venv/.test .venv-engine/.ready
@@ -32,7 +31,8 @@ engine: .venv-engine/.ready
 image-%: ; @serve/image/$*.sh $(ARGS)
 lock:
 	$(COMPILE) -o serve/requirements.lock
-	$(COMPILE) --extra adapters --group test --group check -c serve/requirements.lock -o tests/requirements.lock
+	$(COMPILE) --extra adapters -c serve/requirements.lock -o runpod/requirements.lock
+	$(COMPILE) --extra adapters --group test --group check -c runpod/requirements.lock -o tests/requirements.lock
 
 .venv/.light: serve/requirements.lock pyproject.toml
 	@tests/system.sh $(PYTHON)

@@ -14,6 +14,7 @@ import pytest
 from sive.errors import AdapterError
 from sive_adapters.pin import pin
 from sive_adapters.registry import Release, edit, read_adapters
+from sive_adapters.store import Store
 
 from tests.conftest import ROOT, TINY, clean_environment
 from tests.lab.adapters import BROKEN, make
@@ -113,8 +114,8 @@ def test_an_adapter_that_was_changed_meanwhile_is_not_pinned(tiny: Path) -> None
     other = replace(kant, release=Release("file:spinoza"))
     edit(listed, lambda adapters: (*adapters[:2], other))
     with pytest.raises(AdapterError, match=r"changed in .* meanwhile: try again"):
-        pin(listed, kant)
-    assert pin(listed, other).release.digest
+        pin(listed, kant, Store(tiny / "store"))
+    assert pin(listed, other, Store(tiny / "store")).release.digest
 
 
 @pytest.mark.parametrize("command", ["show", "check", "pin"])

@@ -8,17 +8,19 @@ from sive.errors import AdapterError
 from sive_adapters import sources
 from sive_adapters.hashing import sha256_of
 from sive_adapters.registry import Adapter, Release, edit
-from sive_adapters.store import FILES
+from sive_adapters.store import FILES, Store, Told, nobody
 
 
-def pin(path: Path, adapter: Adapter) -> Adapter:
+def pin(path: Path, adapter: Adapter, store: Store, *, told: Told = nobody) -> Adapter:
     """Write the hashes of a listed adapter's files into the list at ``path``, and return it as it is then.
 
+    What is not in a folder here is fetched into ``store``.
+
     Raises:
-        AdapterError: a file is missing, changed meanwhile, or is not the one that is pinned already; or the
-            adapter was changed in the list meanwhile.
+        AdapterError: it cannot be had, changed meanwhile, or is not what is pinned already; or the adapter
+            was changed in the list meanwhile.
     """
-    pinned = replace(adapter, release=_release(adapter, path.parent))
+    pinned = replace(adapter, release=_release(adapter, path.parent, store, told))
 
     def change(listed: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
         if adapter not in listed:
@@ -29,14 +31,14 @@ def pin(path: Path, adapter: Adapter) -> Adapter:
     return pinned
 
 
-def _release(adapter: Adapter, folder: Path) -> Release:
+def _release(adapter: Adapter, folder: Path, store: Store, told: Told) -> Release:
     where, release = f"adapter {adapter.name!r}", adapter.release
     source = sources.parse(release.source, folder)
-    if source.kind != "file":
-        raise AdapterError(
-            f"{where} has the source {source}, which cannot be fetched yet: download it and write file:FOLDER"
-        )
-    found = Release(release.source, {name: _sha256(Path(source.path) / name, where) for name in FILES})
+    if source.kind == "file":
+        sha256 = {name: _sha256(Path(source.path) / name, where) for name in FILES}
+    else:
+        sha256 = dict(store.fetch(adapter.name, source, told=told).sha256)
+    found = Release(release.source, sha256)
     if release.sha256 and dict(release.sha256) != found.sha256:
         raise AdapterError(
             f"{where} is pinned to {str(release.digest)[:12]}, {source} holds {str(found.digest)[:12]} now: "

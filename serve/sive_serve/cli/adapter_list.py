@@ -1,5 +1,6 @@
 """Which ``adapters.toml`` the commands are about, and the adapters in it by name."""
 
+import itertools
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from sive.config import Settings, load
 from sive.errors import AdapterError
 from sive_adapters import sources
 from sive_adapters.registry import Adapter, Release, read_adapters
+from sive_adapters.store import Store
 
 DESIRED_ADAPTERS = Path("lora_adapters/adapters.toml")
 """Read when nothing else is named."""
@@ -38,10 +40,28 @@ def find(path: Path, names: list[str] | None = None) -> tuple[Adapter, ...]:
     return tuple(listed[name] for name in names or listed)
 
 
-def local_folder(adapter: Adapter, path: Path) -> Path | None:
-    """The folder with an adapter's files on this machine; None when they are elsewhere."""
+def store_of(settings: Settings) -> Store:
+    """Where versions of adapters are kept on this machine."""
+    engine = settings.engine.adapters_dir if settings.engine is not None else None
+    return Store((engine or settings.environment.adapters_dir).expanduser())
+
+
+def local_folder(adapter: Adapter, path: Path, store: Store) -> Path | None:
+    """The folder with an adapter's files on this machine; None when they are elsewhere.
+
+    Of what is not pinned, the version that was fetched from its source last.
+    """
     source = sources.parse(adapter.release.source, path.parent)
-    return Path(source.path) if source.kind == "file" else None
+    if source.kind == "file":
+        return Path(source.path)
+    if adapter.release.sha256:
+        found = store.find(adapter.name, adapter.release.sha256)
+    else:
+        # A branch is recorded as the commit that it was then.
+        fetched = (sources.parse(one.source, path.parent) for one in store.versions(adapter.name))
+        same = [(one.kind, one.root, one.path) == (source.kind, source.root, source.path) for one in fetched]
+        found = next(itertools.compress(store.versions(adapter.name), same), None)
+    return found.folder if found is not None else None
 
 
 def described(adapter: Adapter) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sive.config import load
 from sive_adapters.findings import Finding
 from sive_adapters.registry import Release
 from sive_adapters.sources import FORMS
+from sive_adapters.store import Store
 
-from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest
+from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest, store_of
 from sive_serve.cli.output import print_json, print_table
 
 app = typer.Typer(help="The adapters that are wanted.", no_args_is_help=True)
@@ -84,7 +86,9 @@ def check(
     """Say what is wrong with adapters before anything loads them; exit status 1 when one is to be refused."""
     reports = [
         _Report(name, folder, base or its_base)
-        for name, folder, its_base in _wanted(wanted or [], list_file(adapters, config))
+        for name, folder, its_base in _wanted(
+            wanted or [], list_file(adapters, config), store_of(load(config).settings)
+        )
     ]
     if as_json:
         print_json([report.described() for report in reports])
@@ -104,11 +108,14 @@ def pin(
     """Write the sha256 of adapters' files into the list: of those named, else of all that are unpinned."""
     from sive_adapters.pin import pin as write_pin
 
-    path = list_file(adapters, config)
+    from sive_serve.cli.bars import DownloadBars
+
+    path, store = list_file(adapters, config), store_of(load(config).settings)
     chosen = [adapter for adapter in find(path, names) if names or not adapter.release.sha256]
     done = []
     for adapter in chosen:
-        done.append(write_pin(path, adapter))
+        with DownloadBars() as bars:
+            done.append(write_pin(path, adapter, store, told=bars.told))
         if not as_json:
             typer.echo(f"{adapter.name} {short_digest(done[-1].release)}")
     if as_json:
@@ -213,7 +220,7 @@ class _Report:
         }
 
 
-def _wanted(wanted: list[str], path: Path) -> list[tuple[str, Path | None, str | None]]:
+def _wanted(wanted: list[str], path: Path, store: Store) -> list[tuple[str, Path | None, str | None]]:
     """Names, folders and base models: of what is named, a folder where it is one, else of the whole list."""
     folders = {text for text in wanted if "/" in text or (Path(text).is_dir() and not _is_listed(text, path))}
     names = [text for text in wanted if text not in folders]
@@ -221,7 +228,7 @@ def _wanted(wanted: list[str], path: Path) -> list[tuple[str, Path | None, str |
     return [
         (text, Path(text).absolute(), None)
         if text in folders
-        else (text, local_folder(listed[text], path), listed[text].base_model)
+        else (text, local_folder(listed[text], path, store), listed[text].base_model)
         for text in wanted or listed
     ]
 

@@ -8,9 +8,8 @@ from typing import Any
 import typer
 from sive.config import Settings, load, process_environment
 from sive_adapters.registry import base_model_of
-from sive_adapters.store import Store
 
-from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list
+from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list, store_of
 from sive_serve.engine import Engine
 from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
@@ -43,14 +42,14 @@ def _engine(settings: Settings) -> Engine | None:
     if settings.engine is None:
         return None
     path = engine_list(settings) or (DESIRED_ADAPTERS if DESIRED_ADAPTERS.is_file() else None)
-    folder = (settings.engine.adapters_dir or settings.environment.adapters_dir).expanduser()
+    store = store_of(settings)
     adapters = None
     if path is not None:
-        adapters = EngineAdapters(path, Store(folder), model=base_model_of(settings.engine.model, Path()))
+        adapters = EngineAdapters(path, store, model=base_model_of(settings.engine.model, Path()))
         for name in adapters.elsewhere:
             log.warning(
                 "adapter %r is for another base model than %s and is not served", name, settings.engine.model
             )
     return Engine(
-        settings.engine, adapters, environ=process_environment(), boot_times=folder / ".boot_times.json"
+        settings.engine, adapters, environ=process_environment(), boot_times=store.root / ".boot_times.json"
     )

@@ -172,8 +172,10 @@ def test_the_same_content_from_elsewhere_is_the_same_version(
 ) -> None:
     """It is not stored twice, and where it was last found is remembered."""
     old = store.fetch("spinoza", S3)
+    inode = (old.folder / WEIGHTS).stat().st_ino
     new = store.fetch("spinoza", parse(f"file:{folder}", Path()))
     assert new.folder == old.folder
+    assert (new.folder / WEIGHTS).stat().st_ino == inode
     assert store.versions("spinoza")[0].source == f"file:{folder}"
 
 

@@ -409,6 +409,17 @@ def test_a_file_whose_changes_could_not_be_seen_is_not_resumed(tmp_path: Path) -
         assert onto.written == []
 
 
+def test_a_program_that_is_done_at_once_ends_well(root: Path, lab: ObjectStore, folder: Path) -> None:
+    """Nothing of obstore is left that would abort it: without care one in ten dies."""
+    write_adapter(folder)
+    fetch(root)
+    for _ in range(8):
+        programs = [start(root) for _ in range(4)]
+        for program in programs:
+            program.communicate(timeout=60)
+        assert [program.returncode for program in programs] == [0, 0, 0, 0]
+
+
 # --- the disk ---
 
 

@@ -1,7 +1,10 @@
 """Connections to S3, GCS, Azure and web folders over obstore, and their errors in plain words."""
 
+import atexit
 import contextlib
+import functools
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +27,8 @@ WAY_IN = {
     "https": "choose a folder that can be read without a login",
 }
 TRUE = ("1", "true", "yes", "on")
+
+EXIT_S = 0.2
 
 METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
 """Asked for credentials where the environment has none."""
@@ -83,6 +88,7 @@ def connect(source: Source, patience: Patience, environ: Mapping[str, str] | Non
         from obstore import exceptions, store
     except ImportError as exc:
         raise AdapterError(f"{source} needs {exc.name}: pip install 'sive[adapters]'") from exc
+    _finish_before_exit()
     environ = process_environment() if environ is None else environ
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=patience.connect_s),
@@ -135,6 +141,16 @@ def plain_errors(source: Source, name: str) -> Iterator[None]:
         raise RangesRefusedError from None
     except exceptions.BaseError as exc:
         raise _translated(source, where, str(exc)) from None
+
+
+@functools.cache
+def _finish_before_exit() -> None:
+    """Give obstore's threads time to let go of Python when the process ends.
+
+    One that has just handed over a result and still wants the GIL when the interpreter is taken down ends
+    the process with SIGABRT: 6 of 60 that only looked at an object, with obstore 0.12.1.
+    """
+    atexit.register(time.sleep, EXIT_S)
 
 
 def stat_of(meta: Mapping[str, Any]) -> Stat:

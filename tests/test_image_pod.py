@@ -44,7 +44,7 @@ def test_the_image_s_configuration_is_one_vllm_takes() -> None:
     """Every key is sive's or goes to vLLM, which listens on loopback on a port of its own."""
     settings = load(IMAGE / "engine.toml", environ={}).settings
     assert settings.engine is not None
-    config = vllm_config(settings.engine, (), model=settings.engine.model, name="base", on_cpu=False)
+    config = vllm_config(settings.engine, None, model=settings.engine.model, name="base", on_cpu=False)
     assert config["host"] == "127.0.0.1"
     assert config["port"] not in (settings.gateway.port, 8000)
     assert config["max-model-len"] == 8192

@@ -10,7 +10,7 @@ from tests.bench.effort import SHORT, Effort
 from tests.bench.processes import ROOT, Missing
 from tests.bench.report import Section, write
 
-GROUPS = ("gateway", "failover", "lag", "soak", "local", "memory", "start", "adapters", "checks")
+GROUPS = ("gateway", "failover", "lag", "soak", "local", "memory", "start", "adapters", "checks", "changes")
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 

@@ -138,11 +138,11 @@ class Swap:
     version: str
 
 
-def swap(pod: Pod, count: int) -> list[Swap]:
+def swap(pod: Pod, count: int, *, first: str = VERSIONS[1]) -> list[Swap]:
     """Exchange the version so many times."""
     done = []
-    for number in range(1, count + 1):
-        version = VERSIONS[number % len(VERSIONS)]
+    for number in range(count):
+        version = VERSIONS[(VERSIONS.index(first) + number) % len(VERSIONS)]
         began = time.monotonic()
         reply = change(pod, action="update", name=CHANGED, source=f"file:{version}")
         assert reply.status_code == 200, reply.text

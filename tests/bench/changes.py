@@ -67,9 +67,8 @@ def _exchange(section: Section, folder: Path, count: int) -> None:
     answers = sum(len(heard) for heard in crowd.heard.values())
     broken = sum(not one.is_complete for heard in crowd.heard.values() for one in heard)
     faults = wrong(crowd.heard[CHANGED], swaps, texts)
-    section.figures.append(
-        Figure("answers that failed or came from the wrong version", 0, "", [len(faults) + broken])
-    )
+    name = "answers that failed or came from the wrong version"
+    section.figures.append(Figure(name, 0, "", [len(faults) + broken]))
     seconds = sorted(one.ended - one.began for one in swaps)
     row = (str(count), str(answers), cell(1e3 * usual), cell(1e3 * during))
     row += (cell(seconds[len(seconds) // 2]), cell(seconds[-1]))
@@ -102,9 +101,8 @@ def _return(section: Section, folder: Path, rounds: int) -> None:
         raw = bytearray(weights.read_bytes())
         raw[-4] ^= number % 16  # the last bits of a value: another version, the same voice
         weights.write_bytes(raw)
-        entries.append(
-            f'[[adapter]]\nname = "{name}"\nsource = "file:{name}"\nbase_model = "file:{TINY}/base"\n'
-        )
+        source = f'source = "file:{name}"\nbase_model = "file:{TINY}/base"\n'
+        entries.append(f'[[adapter]]\nname = "{name}"\n{source}')
     (folder / "adapters.toml").write_text("\n".join(entries))
     (port,) = free_ports(1)
     with launch(folder, CONFIG.format(tiny=TINY, folder=folder, port=port)) as served:

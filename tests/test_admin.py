@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from sive_adapters.registry import read_adapters
 
@@ -55,6 +56,16 @@ def _ask(served: Served, body: Any, **headers: str) -> httpx2.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     url = f"{served.url}/admin/adapters"
     return httpx2.post(url, content=data, headers={**ADMIN, **headers}, timeout=60)
+
+
+def _engine_url(served: Served) -> str:
+    """Where the engine listens: its own command line says."""
+    for process in psutil.Process(served.process.pid).children(recursive=True):
+        words = process.cmdline()
+        if "--config" in words and "fake_engine" in " ".join(words):
+            port = json.loads(Path(words[words.index("--config") + 1]).read_text())["port"]
+            return f"http://127.0.0.1:{port}"
+    raise AssertionError("there is no engine")
 
 
 def _command(served: Served, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -120,6 +131,7 @@ def test_a_change_tells_its_phases(pod: Served, folder: Path) -> None:
         ({"action": "add", "name": "kant", "source": "file:kant", "sauce": 1}, "sauce"),
         ({"action": "add", "name": "kant", "source": "file:kant", "base_model": "a/b"}, "the engine serves"),
         ({"action": "remove", "name": "base"}, "no adapter 'base'"),
+        ({"action": "add", "name": "base", "source": "file:kant"}, "is the name of the base model"),
     ],
 )
 def test_what_cannot_be_done_says_why(pod: Served, body: Any, said: str) -> None:
@@ -129,6 +141,39 @@ def test_what_cannot_be_done_says_why(pod: Served, body: Any, said: str) -> None
     assert reply.status_code == 400
     assert said in reply.json()["error"]["message"]
     assert pod.get("/admin/adapters", headers=ADMIN).json() == before
+
+
+def test_an_adapter_the_engine_has_lost_is_loaded_again(pod: Served) -> None:
+    """A caller who is told that it is not there is the last one."""
+    engine = httpx2.Client(base_url=_engine_url(pod))
+    name = next(model["id"] for model in engine.get("/v1/models").json()["data"] if "@" in model["id"])
+    engine.post("/v1/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
+    asked = {"model": "spinoza", "prompt": "?"}
+    headers = {"authorization": "Bearer caller", "x-sive-require": "adapter"}
+    reply = httpx2.post(f"{pod.url}/v1/completions", json=asked, headers=headers, timeout=30)
+    assert reply.status_code == 503
+
+    def is_back() -> bool:
+        return name in [model["id"] for model in engine.get("/v1/models").json()["data"]]
+
+    until(is_back, 20, "the adapter is loaded again")
+    engine.close()
+
+
+def test_a_route_to_an_adapter_that_was_removed_rests(folder: Path) -> None:
+    """Its other rungs answer; at the start such a route would be a mistake."""
+    route = '[{ backend = "engine", model = "spinoza" }, { backend = "local", model = "auto" }]'
+    config = CONFIG.format(folder=folder, fake=FAKE) + f"[model.sage]\nroute = {route}\n"
+    with launch(folder, config, SIVE_ADMIN_KEYS="admin") as served:
+        until(lambda: served.get("/status").json()["engine"]["phase"] == "ready", 30, "the engine ready")
+        assert _ask(served, {"action": "remove", "name": "spinoza"}).status_code == 200
+        first, second = served.get("/status").json()["models"]["sage"]["rungs"]
+        assert first["resting"] == "the engine does not serve 'spinoza'"
+        assert second["ready"]
+        added = _ask(served, {"action": "add", "name": "spinoza", "source": "file:spinoza"})
+        assert added.status_code == 200, added.text
+        first, _ = served.get("/status").json()["models"]["sage"]["rungs"]
+        assert first["ready"]
 
 
 def test_the_commands_change_a_running_sive(pod: Served) -> None:

@@ -46,7 +46,8 @@ class House:
 
     def engine_log(self) -> list[str]:
         """What the engine was told to load and unload."""
-        return self.log.read_text().splitlines() if self.log.exists() else []
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if not line.startswith("serve ")]
 
 
 @pytest.fixture
@@ -264,6 +265,17 @@ def test_what_cannot_be_fetched_is_tried_again(house: House, monkeypatch: pytest
         shutil.move(house.folder / "away", house.folder / "spinoza")
         await until(lambda: adapters.states["spinoza"].phase == "serving", what="spinoza serves")
 
+    run(house.engine(), scenario)
+
+
+def test_what_is_not_pinned_is_served_as_it_was_when_its_source_is_away(house: House) -> None:
+    """A hub that is down does not take a voice away that is on this disk."""
+
+    async def scenario(adapters: EngineAdapters) -> None:
+        assert adapters.states["spinoza"].phase == "serving"
+
+    run(house.engine(), scenario)
+    shutil.rmtree(house.folder / "spinoza")
     run(house.engine(), scenario)
 
 

@@ -22,7 +22,7 @@ from sive_adapters.object_store import Patience
 from sive_adapters.origin import Origin, open_origin
 from sive_adapters.part import DONE, Stat
 from sive_adapters.progress import Progress, Told, nobody
-from sive_adapters.sources import Source
+from sive_adapters.sources import Source, parse
 
 __all__ = ["Progress", "Store", "Told", "Version", "digest_of", "nobody"]
 
@@ -155,6 +155,15 @@ class Store:
         folders = [path for path in (self.root / _checked(name)).glob("[!.]*") if path.is_dir()]
         folders.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         return tuple(version for folder in folders if (version := _read(name, folder)[0]))
+
+    def latest(self, name: str, source: Source) -> Version | None:
+        """Return what was fetched from a source last, whatever it held then; asks no network."""
+        place = source.kind, source.root, source.path  # a branch is recorded as the commit that it was
+        for version in self.versions(name):
+            then = parse(version.source, Path())
+            if (then.kind, then.root, then.path) == place:
+                return version
+        return None
 
     def collect(self, keep: Collection[Path]) -> tuple[Path, ...]:
         """Remove the version folders that are not in ``keep``, and old parts; return what was removed.

@@ -174,11 +174,10 @@ def _from(place: Place, where: str, wanted: Wanted, store: Store, told: Told) ->
 
 def _fetched_before(store: Store, name: str, source: Source, problem: AdapterError) -> tuple[Path, str]:
     """Return what an earlier run brought from there: better than another voice."""
-    for version in store.versions(name):
-        then = parse(version.source, Path())
-        if (then.kind, then.root, then.path) == (source.kind, source.root, source.path):
-            return version.folder, f"{problem}; {version.folder} was fetched from there before"
-    raise problem
+    version = store.latest(name, source)
+    if version is None:
+        raise problem
+    return version.folder, f"{problem}; {version.folder} was fetched from there before"
 
 
 def _in_hub_cache(source: Source) -> Path | None:

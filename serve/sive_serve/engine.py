@@ -24,6 +24,7 @@ from sive_serve.engine_config import engine_environ, engine_kind, find_program, 
 from sive_serve.engine_failure import explain
 from sive_serve.engine_loras import EngineLoras
 from sive_serve.engine_models import engine_models, read_base
+from sive_serve.engine_weights import EngineWeights
 
 Phase = Literal[
     "fetching", "starting", "loading", "compiling", "adapters", "probing", "ready", "failed", "stopped"
@@ -63,7 +64,8 @@ class Engine:
     """vLLM and its guard, started again whenever they die, and the adapters that are loaded into it.
 
     ``url`` stays the same for the life of the object. ``environ`` is what vLLM's own is made from. Where its
-    output goes, at full length, is ``log_path``; ``boot_times`` is a file that remembers how long boots take.
+    output goes, at full length, is ``log_path``; ``boot_times`` is a file that remembers how long boots take;
+    ``models_dir`` is where weights are fetched to, without which vLLM fetches them itself.
 
     Raises:
         EngineError: vLLM is not installed, or a setting cannot be served.
@@ -77,6 +79,7 @@ class Engine:
         environ: Mapping[str, str],
         log_path: Path | None = None,
         boot_times: Path | None = None,
+        models_dir: Path | None = None,
     ) -> None:
         self._settings = settings
         self._environ = environ
@@ -84,6 +87,8 @@ class Engine:
         self._program = find_program(settings.command, environ)
         self.base = read_base(settings)
         self.adapters = adapters
+        if adapters is not None:
+            adapters.base_name = self.base.name
         # Made once before anything runs: a wrong key should be a line at the start, not a boot that fails.
         self._port = int(self._vllm_config(Capacity()).get("port") or free_port())
         self.url = f"http://127.0.0.1:{self._port}/v1"
@@ -94,6 +99,7 @@ class Engine:
         self._phase: Phase = "stopped"
         self._boot: Boot | None = None
         self._times = BootTimes(boot_times)
+        self._weights = None if models_dir is None else self._weights_in(models_dir)
         self._booted_at = self._entered_at = self._next_boot_at = time.monotonic()
         self._ready_at = math.inf
         self._restarts = 0
@@ -128,9 +134,12 @@ class Engine:
         )
 
     def _fetching(self) -> tuple[int, int]:
-        if self._phase != "fetching" or self.adapters is None:
+        """Bytes that were fetched, and all that are to be."""
+        if self._phase != "fetching":
             return 0, 0
-        return self.adapters.fetching()
+        progress = [] if self._weights is None else list(self._weights.progress.values())
+        progress += [] if self.adapters is None else self.adapters.fetching()
+        return sum(one.done_bytes for one in progress), sum(one.total_bytes or 0 for one in progress)
 
     def _retry_after_s(self, phase_s: float) -> int:
         if self._phase == "ready":
@@ -154,6 +163,8 @@ class Engine:
             self._task = None
         if self._boot is not None:
             await self._boot.close()  # once more: the first may have been cancelled halfway
+        if self._weights is not None:
+            self._weights.close()
         if self.adapters is not None:
             await self.adapters.aclose()
         self._enter("stopped")
@@ -191,10 +202,7 @@ class Engine:
         self._booted_at, self._ready_at = time.monotonic(), math.inf
         self._times.begin()
         try:
-            if self.adapters is not None:
-                self._enter("fetching")
-            capacity = Capacity() if self.adapters is None else await self.adapters.prepare()
-            config = self._vllm_config(capacity)
+            config = await self._prepare()
             # Its guard removes the folder too, for a gateway that is killed.
             with tempfile.TemporaryDirectory(prefix="sive-", ignore_cleanup_errors=True) as scratch:
                 self._boot = await Boot.start(self._job(Path(scratch), config))
@@ -206,6 +214,30 @@ class Engine:
         finally:
             if self.adapters is not None:
                 self.adapters.lost()
+
+    async def _prepare(self) -> dict[str, Any]:
+        """Fetch weights and adapters; return vLLM's configuration.
+
+        Raises:
+            EngineError: there are no weights, or an adapter's rank is more than vLLM can serve.
+        """
+        if self._weights is None and self.adapters is None:
+            return self._vllm_config(Capacity())
+        self._enter("fetching")
+        # Adapters first: they are small, and too large a rank is known before tens of gigabytes are here.
+        capacity = Capacity() if self.adapters is None else await self.adapters.prepare()
+        config = self._vllm_config(capacity)
+        return config | ({} if self._weights is None else await self._weights.fetch())
+
+    def _weights_in(self, folder: Path) -> EngineWeights:
+        revision = self._settings.passed_through.get("revision")
+        return EngineWeights(
+            self.base.path,
+            None if revision is None else str(revision),
+            folder,
+            python=self._program.python,
+            environ=self._environ,
+        )
 
     async def _watch(self, boot: Boot, config: Mapping[str, Any]) -> str:
         limit = TimeLimit(self._settings.start_s, boot.leave)

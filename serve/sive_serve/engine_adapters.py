@@ -55,7 +55,8 @@ class EngineAdapters:
     """The desired adapters of one base model, and what became of each: ``states``, by name.
 
     ``path``: the list. ``model``: the base model, a hub id or an absolute folder. ``changed`` is called when
-    another version answers; ``users`` says how many requests are being answered under an engine's name.
+    another version answers; ``users`` says how many requests are being answered under an engine's name;
+    ``base_name`` is taken.
     ``elsewhere``: names that the list has for other base models.
 
     Raises:
@@ -63,6 +64,7 @@ class EngineAdapters:
     """
 
     def __init__(self, path: Path, store: Store, *, model: str) -> None:
+        self.base_name = ""
         self.changed: Callable[[], None] = lambda: None
         self.users: Callable[[str], int] = lambda name: 0
         self.states: dict[str, AdapterState] = {}
@@ -89,10 +91,9 @@ class EngineAdapters:
                 replace(known, adapter=adapter) if is_same else AdapterState(adapter, serving=known.serving)
             )
 
-    def fetching(self) -> tuple[int, int]:
-        """Bytes that were fetched, and bytes that are to be, of all that is being fetched."""
-        progress = [state.progress for state in self.states.values() if state.progress is not None]
-        return sum(one.done_bytes for one in progress), sum(one.total_bytes or 0 for one in progress)
+    def fetching(self) -> list[Progress]:
+        """How far each adapter is that is being fetched."""
+        return [state.progress for state in self.states.values() if state.progress is not None]
 
     # An engine's life
 
@@ -175,14 +176,15 @@ class EngineAdapters:
             version = await self._fetch(adapter, told)
             told("checking", None)
             await self._check(adapter, version)
-            if self._engine is not None:
+            engine = self._engine
+            if engine is not None:
                 told("loading", None)
-                await self._engine.load(adapter.name, version)
+                await engine.load(adapter.name, version)
                 told("probing", None)
-                await self._prove_or_unload(self._engine, adapter.name, version)
+                await self._prove_or_unload(engine, adapter.name, version)
             await self._list(replace(adapter, release=Release(adapter.release.source, version.sha256)))
             self._wants(adapter.name, version)
-            if self._engine is not None:
+            if engine is not None and self._engine is engine:  # another life of it has yet to load it
                 self._flip(adapter.name, version)
             return self.states[adapter.name]
 
@@ -234,6 +236,8 @@ class EngineAdapters:
             AdapterError: one is wrong, or it is for another base model.
         """
         adapter = registry.parse_adapter(keys, self._path)
+        if adapter.name == self.base_name:
+            raise AdapterError(f"{adapter.name!r} is the name of the base model: choose another")
         ours, _ = registry.adapters_for((adapter,), self._model)
         if not ours:
             raise AdapterError(
@@ -262,7 +266,7 @@ class EngineAdapters:
     async def _prepare(self, name: str) -> None:
         adapter = self.states[name].adapter
         try:
-            version = await self._fetch(adapter, nobody)
+            version = await self._fetch_or_find(adapter)
         except SiveError as exc:
             self._refuse(name, str(exc), is_retried=True)
             return
@@ -272,6 +276,24 @@ class EngineAdapters:
             self._refuse(name, str(exc))
         else:
             self._wants(name, version)
+
+    async def _fetch_or_find(self, adapter: Adapter) -> Version:
+        """Return a version to start with: what is not pinned may be what its source held the last time.
+
+        Raises:
+            AdapterError: it cannot be had, and never was.
+        """
+        try:
+            return await self._fetch(adapter, nobody)
+        except AdapterError as exc:
+            if adapter.release.sha256:
+                raise
+            source = parse(adapter.release.source, self._path.parent)
+            found = await in_thread(lambda: self._store.latest(adapter.name, source))
+            if found is None:
+                raise
+            log.warning("adapter %r: %s; what was fetched before is served", adapter.name, exc)
+            return found
 
     async def _fetch(self, adapter: Adapter, told: Told) -> Version:
         release, loop = adapter.release, asyncio.get_running_loop()

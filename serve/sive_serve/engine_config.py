@@ -45,6 +45,20 @@ class Program:
     argv: tuple[str, ...]
     on_cpu: bool
 
+    @property
+    def python(self) -> Path:
+        """The interpreter that vLLM runs in."""
+        program = Path(self.argv[0])
+        if program.name.startswith("python"):
+            return program
+        try:
+            with program.open("rb") as script:
+                first = script.readline(1000).decode("utf-8", "replace")
+        except OSError:
+            first = ""
+        named = first.removeprefix("#!").strip() if first.startswith("#!/") else ""
+        return Path(named) if named and " " not in named else program.resolve().parent / "python3"
+
 
 def find_program(command: Path | None, environ: Mapping[str, str]) -> Program:
     """Find vLLM: ``command``, else ``.venv-engine`` of this folder, else ``vllm`` on PATH.

@@ -36,7 +36,8 @@ def read_base(settings: EngineSettings) -> Base:
     if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
         raise EngineError(f"model folder {path} does not exist: correct model under [engine]")
     is_folder = Path(path).is_dir()
-    name = settings.served_model_name or (Path(path).name if is_folder else path)
+    is_named_by_place = is_folder or "://" in path
+    name = settings.served_model_name or (Path(path).name if is_named_by_place else path)
     weights = f"{Path(path).name}@{_digest(_describe(Path(path)))}" if is_folder else path
     if not is_folder and (revision := settings.passed_through.get("revision")):
         weights += f"@{revision}"

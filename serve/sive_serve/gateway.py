@@ -18,7 +18,7 @@ from sive.faces import StreamFace, WholeFace
 from sive.health import Health, Key
 from sive.policy import Policy
 from sive.report import Report
-from sive.routes import Model, Rest, Table
+from sive.routes import Model, Rest, Rung, Table
 from sive.wires import Wire
 from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
@@ -130,21 +130,25 @@ class Gateway:
 
     def build_routes(self) -> None:
         """Build the routes anew from what is known now; requests under way keep theirs."""
-        engine = self.engine
-        self.table = build_table(
-            self.settings, local=self.local, engine=_parts(engine), learned=self._lessons
-        )
-        states = engine.adapters.states.values() if engine is not None and engine.adapters is not None else ()
-        self._adapter_rests = {
-            ("engine", state.adapter.name): Rest(state.why_not, REFUSED_RETRY_S)
-            for state in states
-            if state.serving is None
-        }
+        # A route to an adapter that nobody lists is a mistake at the start; later it may have been removed.
+        parts = _parts(self.engine, may_lack_models=bool(self.table))
+        self.table = build_table(self.settings, local=self.local, engine=parts, learned=self._lessons)
+        self._adapter_rests = {}
+        if self.engine is None:
+            return
+        adapters = self.engine.adapters
+        states = adapters.states if adapters is not None else {}
+        asked = {rung.model for model in self.table.values() for rung in model.rungs if _is_engines(rung)}
+        served = {self.engine.base.name, *(state.engine_name for state in states.values())}
+        for name in asked - served:
+            why = states[name].why_not if name in states else f"the engine does not serve {name!r}"
+            self._adapter_rests["engine", name] = Rest(why, REFUSED_RETRY_S)
+        self.health.forget_others("engine", asked)
 
     def _users(self, engine_name: str) -> int:
         """How many requests are being answered under this name of the engine's."""
         return sum(
-            any(rung.backend.name == "engine" and rung.model == engine_name for rung in exchange.model.rungs)
+            any(_is_engines(rung) and rung.model == engine_name for rung in exchange.model.rungs)
             for exchange in self.running
             if exchange.model is not None
         )
@@ -263,7 +267,7 @@ class Gateway:
     def _reload_what_is_missing(self, report: Report, engine: Engine) -> None:
         """An engine that does not know an adapter it has loaded has lost it."""
         for failure in report.failures:
-            is_missing = failure.backend == "engine" and failure.reason == "model_not_found"
+            is_missing = failure.backend == "engine" and failure.reason == "http_404"
             if is_missing and engine.adapters is not None:
                 engine.adapters.reload(report.call.model)
 
@@ -290,7 +294,11 @@ class Gateway:
         self.request_log.add(report)
 
 
-def _parts(engine: Engine | None) -> EngineParts | None:
+def _is_engines(rung: Rung) -> bool:
+    return rung.backend.name == "engine"
+
+
+def _parts(engine: Engine | None, *, may_lack_models: bool) -> EngineParts | None:
     if engine is None:
         return None
     backend = OpenAIBackend(
@@ -301,4 +309,4 @@ def _parts(engine: Engine | None) -> EngineParts | None:
         probe="token",
         position_seeds=not engine.on_cpu,  # vLLM's CPU runner draws from a generator that starts anew
     )
-    return EngineParts(backend, list(engine.models.values()))
+    return EngineParts(backend, list(engine.models.values()), may_lack_models=may_lack_models)

@@ -149,6 +149,8 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.answering is not None:
             self.answering.left()
+        # Cycles, which only the collector would free.
+        self.cycle = self.parser = None  # type: ignore[assignment]  # nothing comes any more
 
     def resume_writing(self) -> None:
         """The caller has read what waited."""

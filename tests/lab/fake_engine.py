@@ -12,7 +12,7 @@ how it misbehaves:
 - ``fake-noise``: bytes printed before booting, more than any pipe holds.
 - ``fake-deaf``: computes the base model whatever adapter is asked for. ``fake-drift``: reads every prompt
   otherwise than other engines of its kind, by so many nats.
-- ``fake-log``: a file that gets a line for each adapter that is loaded or unloaded.
+- ``fake-log``: a file that gets a line for the model and each adapter that is loaded or unloaded.
 """
 
 import json
@@ -92,7 +92,7 @@ class Engine:
         if rank > (limit := self.config["max-lora-rank"]):
             return 500, _error(f"LoRA rank {rank} is greater than max_lora_rank {limit}.")
         self.adapters[name] = zlib.crc32(file.read_bytes())
-        self._note("load", name)
+        self.note("load", name)
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, asked: dict[str, Any]) -> tuple[int, Any]:
@@ -100,7 +100,7 @@ class Engine:
         name = asked["lora_name"]
         if self.adapters.pop(name, None) is None:
             return 404, _error(f"The lora adapter '{name}' cannot be found.")
-        self._note("unload", name)
+        self.note("unload", name)
         return 200, f"Success: LoRA adapter '{name}' removed successfully."
 
     def complete(self, asked: dict[str, Any]) -> tuple[int, Any]:
@@ -117,7 +117,8 @@ class Engine:
         choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": said}
         return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
 
-    def _note(self, what: str, name: str) -> None:
+    def note(self, what: str, name: str) -> None:
+        """Write a line to the log, where one is kept."""
         if log := self.config.get("fake-log"):
             with Path(log).open("a") as file:
                 file.write(f"{what} {name}\n")
@@ -183,6 +184,7 @@ def main() -> None:
         time.sleep(config.get("fake-boot-s", 0) / len(LINES))
         print(line.format(model=config["model"]), flush=True)
     Routes.engine = Engine(config)
+    Routes.engine.note("serve", config["model"])
     server = ThreadingHTTPServer(("127.0.0.1", config["port"]), Routes)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     while True:

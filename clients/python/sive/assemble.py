@@ -44,10 +44,11 @@ class EngineModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """The engine as routes see it."""
+    """The engine as routes see it. ``may_lack_models``: a route to a model that it lacks is no mistake."""
 
     backend: Backend
     models: Sequence[EngineModel]
+    may_lack_models: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,8 @@ class _Builder:
         return "ctranslate2 or tokenizers is missing: install sive with its extra 'local'"
 
     def _engine_rung(self, name: str, why: str) -> Rung:
+        if self._engine is not None and self._engine.may_lack_models and name not in self._engine_models:
+            return Rung(self._engine.backend, name, why)
         if self._engine is None or name not in self._engine_models:
             served = ", ".join(self._engine_models) or "nothing"
             raise ConfigError(f"a route asks the engine for {name!r}, which serves {served}")

@@ -1,7 +1,7 @@
 """Whom to ask for an answer, or to carry one on, in which order and with which request."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sive import ability, resume
 from sive.calls import Call
@@ -17,7 +17,7 @@ MAX_BYTES_PER_TOKEN = 16
 
 
 class Candidates:
-    """The rungs of a model as plans. ``now``: the time, as often as it is asked for.
+    """The rungs of a model as plans. ``now``: the time, which whoever knows it sets anew.
 
     What is passed over is noted in ``report``. ``is_guarded``: the answer is streamed from its backend,
     whether the caller wants a stream or not. ``can``: how such an answer can be carried on.
@@ -30,14 +30,14 @@ class Candidates:
         policy: Policy,
         health: Health,
         report: Report,
-        now: Callable[[], float],
+        now: float,
     ) -> None:
         self._call = call
         self._model = model
         self._policy = policy
         self._health = health
         self._report = report
-        self._now = now
+        self.now = now
         self._too_long_for = 0
         self._hedged: list[Rung] = []
         is_put_together = model.guards_json and not policy.strict and ability.streams_whole(call)
@@ -56,7 +56,7 @@ class Candidates:
                 message = "reads no more than the one for which it was too long"
                 self._report.fail(rung.backend.name, "context_length", message)
                 continue
-            rest = self._health.rest(rung, self._now())
+            rest = self._health.rest(rung, self.now)
             is_out_of_order = self._health.own_rest(rung) is not None
             if rest is None or (rung is rungs[-1] and not is_out_of_order):
                 yield self.first(rung)
@@ -71,7 +71,7 @@ class Candidates:
         """Who could be asked beside this one: the next rungs that speak with the same voice."""
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
-            if not rung.is_degraded and self._health.rest(rung, self._now()) is None:
+            if not rung.is_degraded and self._health.rest(rung, self.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:
@@ -96,7 +96,7 @@ class Candidates:
         """The ways to carry an answer on: first those whose backends do not rest."""
         wants_own = self._call.requires_adapter or self._model.refuses_degraded
         rungs = [rung for rung in self._model.rungs if not (rung.is_degraded and wants_own)]
-        ready = [rung for rung in rungs if self._health.rest(rung, self._now()) is None]
+        ready = [rung for rung in rungs if self._health.rest(rung, self.now) is None]
         resting = [r for r in rungs if r not in ready and self._health.own_rest(r) is None]
         for group in (ready, resting):
             yield from resume.plans(
@@ -125,7 +125,7 @@ class Candidates:
     def _gives_ids(self, rung: Rung) -> bool | None:
         if self._policy.strict:  # a host we know nothing of is not asked for what OpenAI does not know
             return False
-        return self._health.gives_token_ids(rung.backend, self._now())
+        return self._health.gives_token_ids(rung.backend, self.now)
 
     def _may_answer(self, rung: Rung) -> bool:
         name, context = rung.backend.name, rung.backend.context_tokens

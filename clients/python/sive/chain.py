@@ -99,7 +99,8 @@ class Chain:
         self._beat_at = now + policy.clocks.head_s
         self._do: list[Command] = []
         self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)
-        self._candidates = Candidates(call, model, policy, health, self.report, lambda: self._now)
+        # It is told the time: a function of ours in it would be a cycle, which only the collector frees.
+        self._candidates = Candidates(call, model, policy, health, self.report, now)
         self._words = Words(call, model, policy, self.report)
         self._voice = Voice.of(call)
         self._speaker: Rung | None = None
@@ -519,7 +520,7 @@ class Chain:
             self._do.clear()
             beats = not self._is_relaying
             incoming = yield Step(do, min(until, self._beat_at) if beats else until)
-            self._now = incoming.at
+            self._now = self._candidates.now = incoming.at
             if isinstance(incoming, CallerLeft):
                 raise _CallerIsGoneError
             if isinstance(incoming, Cancelled):

@@ -5,7 +5,7 @@ One object a process: chains read it and tell it what happened, in the gateway a
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from sive.backends import Backend
@@ -183,9 +183,10 @@ class Health:
         """What an answer showed."""
         self._gives_ids[backend] = now, gives
 
-    def forget(self, backend: str, model: str) -> None:
-        """A model that is not there any more."""
-        self._breakers.pop((backend, model), None)
+    def forget_others(self, backend: str, models: Collection[str]) -> None:
+        """A backend has only these models now."""
+        for key in [key for key in self._breakers if key[0] == backend and key[1] not in ("", *models)]:
+            del self._breakers[key]
 
     # What a prober and the status page ask
 

@@ -1,6 +1,5 @@
 """Which ``adapters.toml`` the commands are about, and the adapters in it by name."""
 
-import itertools
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,8 @@ def local_folder(adapter: Adapter, path: Path, store: Store) -> Path | None:
     source = sources.parse(adapter.release.source, path.parent)
     if source.kind == "file":
         return Path(source.path)
-    if adapter.release.sha256:
-        found = store.find(adapter.name, adapter.release.sha256)
-    else:
-        # A branch is recorded as the commit that it was then.
-        fetched = (sources.parse(one.source, path.parent) for one in store.versions(adapter.name))
-        same = [(one.kind, one.root, one.path) == (source.kind, source.root, source.path) for one in fetched]
-        found = next(itertools.compress(store.versions(adapter.name), same), None)
+    pinned = adapter.release.sha256
+    found = store.find(adapter.name, pinned) if pinned else store.latest(adapter.name, source)
     return found.folder if found is not None else None
 
 

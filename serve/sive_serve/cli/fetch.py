@@ -17,15 +17,20 @@ INTERRUPTED = 130
 def fetch(model: str | None, to: Path | None) -> None:
     """Fetch a model, say each step on stderr, and print its folder."""
     environ = process_environment()
-    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
-        outcome = _fetch(Wanted(model, environ), (to or cache / "sive" / "models").expanduser().absolute())
+        outcome = _fetch(Wanted(model, environ), (to or models_dir()).expanduser().absolute())
     except KeyboardInterrupt:
         typer.echo("sive: stopped; what was fetched is kept, so ask again", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if outcome.folder is None:
         raise typer.Exit(NO_WEIGHTS)
     typer.echo(outcome.folder)
+
+
+def models_dir() -> Path:
+    """Where whole models are kept."""
+    cache = process_environment().get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "sive" / "models"
 
 
 def _fetch(wanted: Wanted, to: Path) -> Outcome:

@@ -10,6 +10,7 @@ from sive.config import Settings, load, process_environment
 from sive_adapters.registry import base_model_of
 
 from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list, store_of
+from sive_serve.cli.fetch import models_dir
 from sive_serve.engine import Engine
 from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
@@ -51,5 +52,9 @@ def _engine(settings: Settings) -> Engine | None:
                 "adapter %r is for another base model than %s and is not served", name, settings.engine.model
             )
     return Engine(
-        settings.engine, adapters, environ=process_environment(), boot_times=store.root / ".boot_times.json"
+        settings.engine,
+        adapters,
+        environ=process_environment(),
+        boot_times=store.root / ".boot_times.json",
+        models_dir=models_dir(),
     )

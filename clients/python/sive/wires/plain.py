@@ -248,9 +248,6 @@ class _Connection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
-        self._wire.turn.run(self._read, data)
-
-    def _read(self, data: bytes) -> None:
         if self._rest:
             self._rest += data
             return
@@ -265,7 +262,7 @@ class _Connection(asyncio.Protocol):
         if self._is_paused or not self._rest:
             return
         rest, self._rest = self._rest, b""
-        self._read(rest)
+        self.data_received(rest)
         if not self._rest and not self._is_paused and self.is_open:
             self._transport.resume_reading()
 
@@ -292,12 +289,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        self._wire.turn.run(self._end, exc)  # behind what came before
-
-    def _end(self, exc: Exception | None) -> None:
         rest, self._rest = self._rest, b""
         if rest:
             self._parse(rest)
+        self._tell_end(exc)
+        del self._parser  # which holds our methods: a cycle, which only the collector would free
+
+    def _tell_end(self, exc: Exception | None) -> None:
         if self._exchange is None or self._is_complete:
             return
         if self._ends_with_close and exc is None:

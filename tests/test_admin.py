@@ -173,7 +173,7 @@ def test_a_route_to_an_adapter_that_was_removed_rests(folder: Path) -> None:
         added = _ask(served, {"action": "add", "name": "spinoza", "source": "file:spinoza"})
         assert added.status_code == 200, added.text
         first, _ = served.get("/status").json()["models"]["sage"]["rungs"]
-        assert first["ready"]
+        assert first["ready"], first
 
 
 def test_the_commands_change_a_running_sive(pod: Served) -> None:

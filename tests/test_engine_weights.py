@@ -89,7 +89,9 @@ def test_while_a_model_is_fetched_its_bytes_are_told(tmp_path: Path, objects: Pa
             assert 0 < int(str(said["fetched_bytes"])) <= int(str(said["to_fetch_bytes"]))
             assert int(str(said["ready_in_s"])) > 0
             asked = {"model": "qwen-tiny", "messages": [{"role": "user", "content": "?"}]}
-            told = httpx2.post(f"{served.url}/v1/chat/completions", json=asked, timeout=20)
+            wants = {"x-sive-require": "adapter"}
+            url = f"{served.url}/v1/chat/completions"
+            told = httpx2.post(url, json=asked, headers=wants, timeout=20)
             assert told.status_code == 503
             assert "fetching" in told.json()["error"]["message"]
             assert int(told.headers["retry-after"]) > 0
@@ -103,7 +105,7 @@ def test_a_hub_model_is_fetched_at_its_commit(tmp_path: Path, objects: Path) -> 
     config = CONFIG.format(model="org/qwen-tiny", fake=FAKE, log=log)
     with (
         Hub({"org/qwen-tiny": objects / "models" / "qwen-tiny"}) as hub,
-        launch(tmp_path, config, HF_ENDPOINT=hub.url, SIVE_OFFLINE="") as served,
+        launch(tmp_path, config, HF_ENDPOINT=hub.url, SIVE_OFFLINE="", HF_HUB_OFFLINE="") as served,
     ):
         assert (model_served(log) / "config.json").read_bytes() == b"{}"
         assert "org/qwen-tiny" in [one["id"] for one in served.get("/v1/models").json()["data"]]

@@ -117,6 +117,20 @@ class Engine:
         choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": said}
         return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
 
+    def chat(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """As vLLM's /v1/chat/completions, streamed: one token, which is the name it was asked under."""
+        name = asked["model"]
+        if name not in self.models:
+            return 404, _error(f"The model `{name}` does not exist.")
+        head = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": name}
+        said = ({"role": "assistant", "content": ""}, None), ({"content": name}, None), ({}, "stop")
+        chunks = [
+            head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+            for delta, reason in said
+        ]
+        events = [f"data: {json.dumps(chunk, separators=(',', ':'))}" for chunk in chunks]
+        return 200, "\n\n".join([*events, "data: [DONE]", ""])
+
     def note(self, what: str, name: str) -> None:
         """Write a line to the log, where one is kept."""
         if log := self.config.get("fake-log"):
@@ -151,6 +165,7 @@ class Routes(BaseHTTPRequestHandler):
             "/v1/load_lora_adapter": self.engine.load,
             "/v1/unload_lora_adapter": self.engine.unload,
             "/v1/completions": self.engine.complete,
+            "/v1/chat/completions": self.engine.chat,
         }
         act = routes.get(self.path)
         self._answer(*(act(asked) if act else (404, _error("Not Found"))))
@@ -158,6 +173,8 @@ class Routes(BaseHTTPRequestHandler):
     def _answer(self, status: int, said: Any) -> None:
         body = said.encode() if isinstance(said, str) else json.dumps(said).encode()
         self.send_response(status)
+        if body.startswith(b"data: "):
+            self.send_header("content-type", "text/event-stream")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
-from sive.calls import Call, parse, request_id, with_sampling
+from sive.calls import Call, check_weights, parse, request_id, with_sampling
 from sive.chain import Chain
 from sive.config import Settings
 from sive.drive import Driver
@@ -165,6 +165,7 @@ class Gateway:
         try:
             call = parse(exchange.endpoint, body, exchange.headers)
             model = self._model(call)
+            check_weights(exchange.headers, model.name, model.weights)
         except RequestError as problem:
             self.refuse(exchange, problem)
             return

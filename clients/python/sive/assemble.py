@@ -219,7 +219,8 @@ class _Builder:
                 context_tokens=backend.context_tokens or learned.context_tokens,
                 position_seeds=backend.position_seeds or learned.position_seeds,
             )
-        return replace(rung, backend=backend, weights=rung.weights or learned.weights)
+        weights = rung.weights or learned.weights
+        return replace(rung, backend=backend, weights=weights, says_weights=rung.weights is None)
 
     def _why_no_local(self) -> str:
         if not self._settings.local.enabled:

@@ -12,6 +12,9 @@ from sive.frozen import frozen
 from sive.protocol import Endpoint, Json, loads
 
 MAX_HOPS = 3
+WEIGHTS_HEADER = "x-sive-weights"
+"""Says whose tokens a request goes on from: a sive whose model has others by now does not answer it."""
+
 _ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -174,6 +177,18 @@ def with_sampling(call: Call, sampling: Json) -> Call:
         if name not in call.body and not (name == "max_tokens" and has_limit)
     }
     return replace(call, body={**call.body, **missing}, raw=b"") if missing else call
+
+
+def check_weights(headers: Mapping[str, str], model: str, weights: str | None) -> None:
+    """Refuse to go on from tokens of other weights.
+
+    Raises:
+        RequestError: 404, which sends who asked to the next backend.
+    """
+    wanted = headers.get(WEIGHTS_HEADER)
+    if wanted is not None and weights is not None and wanted != weights:
+        message = f"the model {model[:200]!r} has other weights now than {wanted[:200]!r}"
+        raise RequestError(message, status=404, param="model", code="model_not_found")
 
 
 def request_id(headers: Mapping[str, str]) -> str:

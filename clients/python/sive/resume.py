@@ -11,7 +11,7 @@ from typing import Literal
 
 from sive.ability import Ability
 from sive.backends import Request
-from sive.calls import Call
+from sive.calls import WEIGHTS_HEADER, Call
 from sive.frozen import frozen
 from sive.protocol import Json
 from sive.routes import Model, Rung, request_for
@@ -135,7 +135,10 @@ def by_tokens(call: Call, model: Model, rung: Rung, said: Transcript, *, seed: i
         "return_token_ids": True,
     }
     _less_of_min_tokens(body, kept.tokens)
-    request = replace(first, endpoint="completions", body=body)
+    headers = first.headers
+    if rung.says_weights and rung.weights is not None:
+        headers = headers | {WEIGHTS_HEADER: rung.weights}  # another version's voice must not go on
+    request = replace(first, endpoint="completions", body=body, headers=headers)
     is_limited = left is None and context is None
     return Plan(rung, request, dropped, "tokens", keeps_stop=True, before=kept.tokens, is_limited=is_limited)
 

@@ -13,7 +13,8 @@ class Rung:
     """A backend in a route, and the name it knows the model by.
 
     ``why``: why it stands there, for the start lines. ``weights``: base + adapter + version, None when
-    unknown. ``is_degraded``: somebody else speaks than the served model.
+    unknown. ``is_degraded``: somebody else speaks than the served model. ``says_weights``: its weights are
+    what the backend itself says that they are, so that it can tell when they are others by now.
     """
 
     backend: Backend
@@ -22,6 +23,7 @@ class Rung:
     weights: str | None = None
     is_degraded: bool = False
     system_prompt: str | None = None
+    says_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,17 @@ def test_versions_that_nobody_needs_are_collected(store: Store, lab: ObjectStore
     assert store.versions("spinoza") == (new,)
     assert store.versions("kant") == ()
     assert not list((store.root / ".parts").glob("*/*"))
+
+
+def test_what_was_fetched_last_is_found_without_its_source(store: Store, source: Source) -> None:
+    """But another revision is another version, however the hub does."""
+    version = store.fetch("spinoza", source)
+    assert store.latest("spinoza", source) == version
+    assert store.latest("kant", source) is None
+    assert store.latest("spinoza", replace(source, path="elsewhere")) is None
+    if source.kind == "hf":
+        assert store.latest("spinoza", parse(version.source, Path())) == version
+        assert store.latest("spinoza", replace(source, revision="v2")) is None
 
 
 def test_a_download_that_is_under_way_is_not_collected(

@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from sive.config import load
+from sive.errors import ConfigError
 from sive_adapters.registry import read_adapters
 
 from tests.conftest import TINY, Served, clean_environment, launch, until
@@ -94,7 +96,9 @@ def test_an_adapter_is_shown_with_its_version(pod: Served) -> None:
     """In /admin/adapters, /status, /v1/models and /metrics."""
     shown = pod.get("/admin/adapters", headers=ADMIN).json()["adapters"]["spinoza"]
     assert (shown["phase"], shown["pinned"], shown["source"]) == ("serving", False, "file:spinoza")
-    assert _status(pod)["adapters"]["spinoza"] == shown
+    said = _status(pod)["adapters"]["spinoza"]
+    assert said == {key: value for key, value in shown.items() if key in said}
+    assert not said.keys() & {"source", "detail", "base_model"}
     caller = {"authorization": "Bearer caller"}
     models = {model["id"]: model for model in pod.get("/v1/models", headers=caller).json()["data"]}
     assert models["spinoza"]["weights"].endswith(f"+spinoza@{shown['version']}")
@@ -168,12 +172,33 @@ def test_a_route_to_an_adapter_that_was_removed_rests(folder: Path) -> None:
         until(lambda: served.get("/status").json()["engine"]["phase"] == "ready", 30, "the engine ready")
         assert _ask(served, {"action": "remove", "name": "spinoza"}).status_code == 200
         first, second = served.get("/status").json()["models"]["sage"]["rungs"]
-        assert first["resting"] == "the engine does not serve 'spinoza'"
+        assert first["resting"] == "the engine does not speak as 'spinoza' (not listed)"
         assert second["ready"]
         added = _ask(served, {"action": "add", "name": "spinoza", "source": "file:spinoza"})
         assert added.status_code == 200, added.text
         first, _ = served.get("/status").json()["models"]["sage"]["rungs"]
         assert first["ready"], first
+
+
+def test_tokens_of_another_version_are_not_gone_on_from(pod: Served) -> None:
+    """Who carries an answer on says whose it is; a pod that has another version by now says no."""
+    caller = {"authorization": "Bearer caller"}
+    listed = pod.get("/v1/models", headers=caller).json()["data"]
+    weights = next(model["weights"] for model in listed if model["id"] == "spinoza")
+    asked = {"model": "spinoza", "messages": [{"role": "user", "content": "?"}], "stream": True}
+    for said, status in ((weights, 200), ("base@0+spinoza@1", 404)):
+        headers = caller | {"x-sive-weights": said, "x-sive-require": "adapter"}
+        reply = httpx2.post(f"{pod.url}/v1/chat/completions", json=asked, headers=headers, timeout=20)
+        assert reply.status_code == status, reply.text
+    assert reply.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("keys", ["api_keys", "admin_keys"])
+def test_an_empty_key_opens_nothing(keys: str, tmp_path: Path) -> None:
+    """It would let everybody in: refused at the start."""
+    (tmp_path / "sive.toml").write_text(f'[gateway]\n{keys} = [""]\n')
+    with pytest.raises(ConfigError, match="let everybody in"):
+        load(tmp_path / "sive.toml", environ={})
 
 
 def test_the_commands_change_a_running_sive(pod: Served) -> None:

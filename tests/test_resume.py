@@ -204,3 +204,13 @@ def test_all_that_was_asked_for_is_there() -> None:
 def test_stop_strings_in_every_spelling(stop: Any, found: tuple[str, ...]) -> None:
     """One, several or none; an empty one never stops."""
     assert stops(call(stop=stop)) == found
+
+
+def test_a_backend_that_knows_its_weights_is_told_whose_tokens_these_are() -> None:
+    """By now it may have others; where the configuration says what they are, it would not understand."""
+    said = Transcript(prompt_ids=[1], ids=[2], settled=1, settled_chars=1, text="a")
+    learned = rung("a", weights="w1", says_weights=True)
+    written = rung("a", weights="w1")
+    model = Model("spinoza", (A,))
+    headers = [by_tokens(call(), model, one, said, seed=None).request.headers for one in (learned, written)]
+    assert [one.get("x-sive-weights") for one in headers] == ["w1", None]

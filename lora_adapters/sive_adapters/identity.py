@@ -24,13 +24,12 @@ PROBE_TEXT = (
 TOP_LOGPROBS = 5
 
 MIN_DIFFERENCE = 0.05
-"""In nats, at the token that differs most. float32 repeats itself to 1e-5; bfloat16 to about 1e-2, because
-the same prompt is summed in another order when it shares a batch. Any trained adapter moves some of 40 tokens
-by far more."""
+"""In nats, at the token that differs most. In float32 a reading repeats itself to 1e-5 (measured on a CPU);
+what the rounding of bfloat16 adds on a GPU, where a prompt may share its batch, has not been measured."""
 
 MAX_DRIFT = 0.25
-"""In nats, at the token that differs most, between two readings of one adapter on equal engines: many times
-the noise of bfloat16. An adapter that is nearer to its base than twice that gets half the way instead."""
+"""In nats, at the token that differs most, between two readings of one adapter on equal engines. An adapter
+that is nearer to its base than twice that gets half the way instead."""
 
 Position = Mapping[str, float]
 """Token id to log probability: the token that stands there, and the likeliest in its place."""
@@ -115,16 +114,21 @@ def misidentified(name: str, read: Fingerprint, *, base: Fingerprint, stored: Fi
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """Engines of one kind give equal readings: what a fingerprint is valid for."""
+    """Engines of one kind give equal readings: what a fingerprint is valid for.
+
+    ``settings``: whatever else changes what an engine computes, as text.
+    """
 
     base: str
     version: str
     dtype: str
     quantization: str
     device: str
+    settings: str = ""
 
     def __str__(self) -> str:
-        return " ".join((self.base, self.version, self.dtype, self.quantization or "none", self.device))
+        parts = (self.base, self.version, self.dtype, self.quantization or "none", self.device, self.settings)
+        return " ".join(parts).strip()
 
 
 def dumps(fingerprints: Mapping[str, Fingerprint]) -> str:
@@ -162,11 +166,11 @@ def fingerprints(beside: Path) -> dict[str, Fingerprint]:
         AdapterError: what is there is something else.
     """
     try:
-        return loads(_file(beside).read_text("utf-8"))
+        return loads(file_of(beside).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except OSError as exc:
-        raise AdapterError(f"cannot read {_file(beside)}: {exc.strerror}") from exc
+        raise AdapterError(f"cannot read {file_of(beside)}: {exc.strerror}") from exc
 
 
 def store_fingerprints(beside: Path, stored: Mapping[str, Fingerprint]) -> None:
@@ -175,7 +179,7 @@ def store_fingerprints(beside: Path, stored: Mapping[str, Fingerprint]) -> None:
     Raises:
         AdapterError: they cannot be written.
     """
-    file = _file(beside)
+    file = file_of(beside)
     new = file.with_suffix(f".{os.getpid()}.new")
     try:
         new.write_text(dumps(stored), "utf-8")
@@ -184,5 +188,6 @@ def store_fingerprints(beside: Path, stored: Mapping[str, Fingerprint]) -> None:
         raise AdapterError(f"cannot write {file}: {exc.strerror}") from exc
 
 
-def _file(folder: Path) -> Path:
+def file_of(folder: Path) -> Path:
+    """Return where the fingerprints of a version's folder lie."""
     return folder.with_name(f"{folder.name}.fingerprints.json")

@@ -157,11 +157,15 @@ class Store:
         return tuple(version for folder in folders if (version := _read(name, folder)[0]))
 
     def latest(self, name: str, source: Source) -> Version | None:
-        """Return what was fetched from a source last, whatever it held then; asks no network."""
-        place = source.kind, source.root, source.path  # a branch is recorded as the commit that it was
+        """Return what was fetched from a source last, whatever it held then; asks no network.
+
+        Of a revision only its own commit is: what a branch was when it was fetched is not known any more.
+        """
+        place = source.kind, source.root, source.path
         for version in self.versions(name):
             then = parse(version.source, Path())
-            if (then.kind, then.root, then.path) == place:
+            is_there = (then.kind, then.root, then.path) == place
+            if is_there and source.revision in (None, then.revision):
                 return version
         return None
 
@@ -215,7 +219,10 @@ class Store:
             },
         }
         _write_about(files, about)
-        if _read(name, final)[0] is not None:
+        there = _read(name, final)[0]
+        if there is not None and there.digest != digest:
+            raise AdapterError(f"{name}: {final} holds another version with the same name: remove it")
+        if there is not None:
             # The same content from elsewhere, or put there again: where it is from is all that is new.
             (files / ABOUT).replace(final / ABOUT)
         else:

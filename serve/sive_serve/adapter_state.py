@@ -36,13 +36,6 @@ class AdapterState:
         """What the engine calls the version that answers; empty when none does."""
         return "" if self.serving is None else engine_name(self.adapter.name, self.serving)
 
-    @property
-    def why_not(self) -> str:
-        """Why nobody answers under its name; empty when somebody does."""
-        if self.serving is not None:
-            return ""
-        return f"adapter {self.adapter.name!r} is not served ({self.detail or self.phase})"
-
 
 def engine_name(name: str, version: Version) -> str:
     """Return what the engine calls one version of an adapter: ``spinoza@9f3c21ab77e0``."""

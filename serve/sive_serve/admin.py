@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sive.errors import AdapterError, EngineError, RequestError, SiveError
 from sive.protocol import SSE_HEADERS, error, event
 from sive_adapters import registry
+from sive_adapters.registry import Adapter
 from sive_adapters.store import Progress
 from starlette.responses import Response
 
@@ -22,6 +24,8 @@ from sive_serve.gateway import Gateway
 
 HEARTBEAT_S = 10.0
 MAX_BODY_BYTES = 100_000
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Change = Callable[[Told], Awaitable[None]]
@@ -67,7 +71,8 @@ def routes(gateway: Gateway) -> APIRouter:
 
 
 def _adapters(gateway: Gateway) -> Json:
-    return {"adapters": status.adapters(gateway.engine) if gateway.engine is not None else {}}
+    engine = gateway.engine
+    return {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
 
 
 def _of_engine(gateway: Gateway) -> EngineAdapters:
@@ -97,27 +102,30 @@ def _change(adapters: EngineAdapters, asked: Json) -> Change:
     """What is to be done.
 
     Raises:
-        AdapterError: it cannot be.
+        AdapterError: there is no such action.
     """
     action, name = asked.get("action"), asked["name"]
     keys = {key: value for key, value in asked.items() if key != "action"}
+
+    def new(listed: Adapter | None) -> Adapter:
+        if listed is not None:
+            raise AdapterError(f"adapter {name!r} is listed already: update it")
+        return adapters.parse({"base_model": adapters.listed_base_model, **keys})
+
+    def other(listed: Adapter | None) -> Adapter:
+        before = registry.keys_of(listed or adapters.wanted(name))
+        for key in ("sha256", "previous"):
+            before.pop(key, None)  # another version has other files
+        return adapters.parse({**before, **keys})
+
     match action:
         case "add":
-            if name in adapters.states:
-                raise AdapterError(f"adapter {name!r} is listed already: update it")
-            adapter = adapters.parse({"base_model": adapters.listed_base_model, **keys})
-            return lambda told: _done(adapters.put(adapter, told=told))
+            return lambda told: _done(adapters.put(name, new, told=told))
         case "update":
-            before = registry.keys_of(adapters.wanted(name))
-            for key in ("sha256", "previous"):
-                before.pop(key, None)  # another version has other files
-            adapter = adapters.parse({**before, **keys})
-            return lambda told: _done(adapters.put(adapter, told=told))
+            return lambda told: _done(adapters.put(name, other, told=told))
         case "rollback":
-            adapters.wanted(name)
             return lambda told: _done(adapters.roll_back(name, told=told))
         case "remove":
-            adapters.wanted(name)
             return lambda told: adapters.remove(name)
     raise AdapterError(f"action is {action!r}: write add, update, rollback or remove")
 
@@ -130,7 +138,13 @@ def _kept(gateway: Gateway, work: Awaitable[None]) -> "asyncio.Future[None]":
     """Work that goes on when the administrator who asked for it leaves."""
     task = asyncio.ensure_future(work)
     gateway.changes.add(task)
-    task.add_done_callback(gateway.changes.discard)
+
+    def ended(task: "asyncio.Future[None]") -> None:
+        gateway.changes.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.warning("a change of adapters failed: %s", failure)
+
+    task.add_done_callback(ended)
     return task
 
 

@@ -1,7 +1,6 @@
 """The engine: vLLM as a child process, watched, explained when it dies, and started again."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from sive.assemble import EngineModel
 from sive.config import EngineSettings
-from sive.errors import AdapterError, EngineError
+from sive.errors import EngineError, SiveError
 
 from sive_serve.boot_times import BootTimes
 from sive_serve.engine_adapters import Capacity, EngineAdapters
@@ -30,6 +29,7 @@ Phase = Literal[
     "fetching", "starting", "loading", "compiling", "adapters", "probing", "ready", "failed", "stopped"
 ]
 
+OWN_FAULT = "an error in sive itself; its log says more"
 MAX_BACKOFF_S = 30.0
 STEADY_S = 60.0  # an engine ready for so long starts again without waiting
 
@@ -187,7 +187,11 @@ class Engine:
     async def _run(self) -> None:
         deaths = 0
         while True:
-            why = await self._live()
+            try:
+                why = await self._live()
+            except Exception:  # the outermost frame of a task: without it nobody would start the engine again
+                log.exception("engine: it cannot be watched")
+                why = OWN_FAULT
             deaths = 1 if time.monotonic() - self._ready_at >= STEADY_S else deaths + 1
             wait_s = backoff_s(deaths)
             self._next_boot_at = time.monotonic() + wait_s
@@ -224,10 +228,11 @@ class Engine:
         if self._weights is None and self.adapters is None:
             return self._vllm_config(Capacity())
         self._enter("fetching")
-        # Adapters first: they are small, and too large a rank is known before tens of gigabytes are here.
-        capacity = Capacity() if self.adapters is None else await self.adapters.prepare()
-        config = self._vllm_config(capacity)
-        return config | ({} if self._weights is None else await self._weights.fetch())
+        found = {} if self._weights is None else await self._weights.fetch()
+        folder = Path(str(found.get("model", self.base.path)))
+        known = folder if folder.is_absolute() else None  # adapters are compared with what lies there
+        capacity = Capacity() if self.adapters is None else await self.adapters.prepare(known)
+        return self._vllm_config(capacity) | found
 
     def _weights_in(self, folder: Path) -> EngineWeights:
         revision = self._settings.passed_through.get("revision")
@@ -274,17 +279,18 @@ class Engine:
                 if self.adapters is not None:
                     self._enter("adapters")
                     kind = await engine_kind(client, config, base=self.base.weights, on_cpu=self.on_cpu)
-                    # Before any adapter is loaded: on a CPU the base's rows then get an adapter's weights.
-                    base = await client.read_probe(self.base.name)
-                    loras = EngineLoras(client, kind, base, int(config["max-lora-rank"]))
-                    await self.adapters.load_all(loras)
-                    self._enter("probing")
-                    await self.adapters.prove_all()
-                self._enter("ready")
+                    loras = EngineLoras(client, kind, self.base.name, int(config["max-lora-rank"]))
+                    await self.adapters.settle(loras, lambda: self._enter("probing"))
+                if self._phase != "failed":  # its guard may have seen it die
+                    self._enter("ready")
                 await asyncio.Event().wait()  # the client is the adapters' as long as the engine lives
-        except (EngineError, AdapterError) as exc:
+        except SiveError as exc:
             boot.leave()
             return str(exc)
+        except Exception:  # the outermost frame of a task: an engine nobody can use is started again
+            log.exception("engine: its adapters cannot be loaded")
+            boot.leave()
+            return OWN_FAULT
         return ""
 
     def _vllm_config(self, capacity: Capacity) -> dict[str, Any]:
@@ -328,9 +334,8 @@ async def _end(settling: "asyncio.Task[str] | None") -> str:
     if settling is None:
         return ""
     settling.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        return await settling
-    return ""
+    await asyncio.wait([settling])
+    return "" if settling.cancelled() else settling.result()
 
 
 class TimeLimit:

@@ -9,8 +9,9 @@ the old one before the pointer moves, and the old one is unloaded when nobody is
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,25 @@ from sive_serve.engine_loras import EngineLoras
 RETRY_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Waits between attempts to fetch what could not be fetched; the last one is repeated."""
 
+PREPARE_S = 600.0
+"""How long an engine's start waits for an adapter; one that takes longer comes when it is there."""
+
 DRAIN_S, DRAIN_POLL_S = 600.0, 0.2
 """How long an old version is kept for the answers that it is giving; vLLM finishes them even without it."""
+
+PREPARED_AT_ONCE = 4
 
 log = logging.getLogger(__name__)
 
 Told = Callable[[Phase, Progress | None], None]
 """What a change is doing, and while it fetches how far that is."""
+
+Wish = Callable[[Adapter | None], Adapter]
+"""Makes what is wanted from what is listed.
+
+Raises:
+    AdapterError: it cannot be wanted.
+"""
 
 
 def nobody(phase: Phase, progress: Progress | None) -> None:
@@ -56,8 +69,10 @@ class EngineAdapters:
 
     ``path``: the list. ``model``: the base model, a hub id or an absolute folder. ``changed`` is called when
     another version answers; ``users`` says how many requests are being answered under an engine's name;
-    ``base_name`` is taken.
-    ``elsewhere``: names that the list has for other base models.
+    ``base_name`` is taken. ``elsewhere``: names that the list has for other base models.
+
+    Fetching and checking may go on beside anything; whoever loads, proves, lists or unloads holds one lock,
+    and looks again at what is wanted, and at which life of the engine it is, after it has waited.
 
     Raises:
         AdapterError: the list cannot be read.
@@ -72,8 +87,10 @@ class EngineAdapters:
         self._path = path
         self._store = store
         self._model = model
+        self._weights: Path | None = None
         self._engine: EngineLoras | None = None
         self._changing = asyncio.Lock()
+        self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading: set[str] = set()
         self._is_closed = False
@@ -97,63 +114,48 @@ class EngineAdapters:
 
     # An engine's life
 
-    async def prepare(self) -> Capacity:
+    async def prepare(self, weights: Path | None = None) -> Capacity:
         """Fetch and check what is wanted, before an engine starts: it has to know the largest rank.
 
-        What cannot be had is left out and tried again later: an engine that serves most is worth more
-        than none.
+        ``weights``: the folder of the base model, where it is known. What cannot be had is left out and tried
+        again later: an engine that serves most is worth more than none.
         """
+        self._weights = weights
         with _logged("the list of adapters is not read again"):
             self._read()
-        await asyncio.gather(*(self._prepare(name) for name in self.states))
-        folders = [state.wanted.folder for state in self.states.values() if state.wanted is not None]
-        return Capacity(len(self.states), max(map(lora_rank, folders), default=0))
+        await asyncio.gather(*(self._prepare(name) for name in list(self.states)))
+        return Capacity(len(self.states), await in_thread(self._largest_rank_of(list(self.states.values()))))
 
-    async def load_all(self, engine: EngineLoras) -> None:
-        """Load every wanted version into an engine that has just started, and forget what is not wanted.
+    async def settle(self, engine: EngineLoras, proving: Callable[[], None] = lambda: None) -> None:
+        """Load every wanted version into an engine that has just started, prove it, and serve what is itself.
 
-        Raises:
-            EngineError: the engine does not answer.
-        """
-        self._engine = engine
-        await asyncio.gather(*(self._take_in(name, self._load) for name in self.states))
-
-    async def prove_all(self) -> None:
-        """Prove every loaded version, and serve those that speak as themselves.
+        ``proving`` is called when all are loaded.
 
         Raises:
             EngineError: the engine does not answer.
         """
-        loaded = [name for name, state in self.states.items() if state.phase == "loading"]
-        await asyncio.gather(*(self._take_in(name, self._prove) for name in loaded))
+        async with self._changing:
+            self._engine = engine
+            wanted = {name: state.wanted for name, state in self.states.items() if state.wanted is not None}
+            await _together(self._load(name, version) for name, version in wanted.items())
+            proving()
+            await _together(self._prove(name, version) for name, version in wanted.items())
+            with _logged("old versions are not removed"):
+                await self._collect()
         for name, state in self.states.items():
             if state.is_retried:
                 self._spawn(self._retry(name))
-        with _logged("old versions are not removed"):
-            await in_thread(self._collect)
-
-    def _collect(self) -> None:
-        """Remove versions that nobody goes back to; now, because an engine needs the folders it has loaded.
-
-        Of adapters that others may list nothing is removed.
-        """
-        stale: set[Path] = set()
-        for name, state in self.states.items():
-            releases = (state.adapter.release, *state.adapter.previous)
-            kept = [state.wanted, *(self._store.find(name, release.sha256) for release in releases)]
-            folders = {version.folder for version in self._store.versions(name)}
-            stale |= folders - {version.folder for version in kept if version is not None}
-        self._store.collect(set(self._store.root.glob("[!.]*/*")) - stale)
 
     def lost(self) -> None:
         """The engine is gone, and with it all that it had loaded."""
         self._engine = None
         for task in self._tasks:
             task.cancel()
+        self._reloading.clear()
         for name, state in self.states.items():
             phase: Phase = "refused" if state.phase == "refused" else "waiting"
             self.states[name] = replace(state, serving=None, phase=phase, progress=None)
-        self.changed()
+        self._announce()
 
     async def aclose(self) -> None:
         """Stop what is under way; a download goes on from where it was the next time."""
@@ -165,39 +167,49 @@ class EngineAdapters:
 
     # Changes
 
-    async def put(self, adapter: Adapter, *, told: Told = nobody) -> AdapterState:
+    async def put(self, name: str, wish: Wish, *, told: Told = nobody) -> AdapterState:
         """Serve an adapter, or another version of it, and list it once it has proved itself.
 
         Raises:
-            AdapterError: it cannot be had, is not fit, or does not speak as itself; what was served goes on.
-            EngineError: the engine failed on the way.
+            AdapterError: it cannot be had, is not fit, does not speak as itself, or was changed meanwhile;
+                what was served goes on.
+            EngineError: the engine is not ready, or failed on the way.
         """
+        before = self._listed(name)
+        adapter = wish(before)
+        self._running()
+        version = await self._fetch(adapter, told)
+        told("checking", None)
+        await self._check(adapter, version)
         async with self._changing:
-            version = await self._fetch(adapter, told)
-            told("checking", None)
-            await self._check(adapter, version)
-            engine = self._engine
-            if engine is not None:
-                told("loading", None)
-                await engine.load(adapter.name, version)
-                told("probing", None)
-                await self._prove_or_unload(engine, adapter.name, version)
-            await self._list(replace(adapter, release=Release(adapter.release.source, version.sha256)))
-            self._wants(adapter.name, version)
-            if engine is not None and self._engine is engine:  # another life of it has yet to load it
-                self._flip(adapter.name, version)
-            return self.states[adapter.name]
+            if self._listed(name) != before:
+                raise AdapterError(f"adapter {name!r} was changed by somebody else meanwhile: try again")
+            engine = self._running()
+            told("loading", None)
+            await engine.load(name, version)
+            told("probing", None)
+            await self._prove_or_unload(engine, name, version)
+            release = Release(adapter.release.source, version.sha256)
+            await self._list(replace(adapter, release=release), version)
+            if self._engine is engine:  # another life of it has yet to load what is listed now
+                self._flip(name, version)
+        return self.states[name]
 
     async def roll_back(self, name: str, *, told: Told = nobody) -> AdapterState:
         """Serve the version before; once more, and it is the one after it again.
 
         Raises:
             AdapterError: there is none, or as for ``put``.
+            EngineError: as for ``put``.
         """
-        adapter = self.wanted(name)
-        if not adapter.previous:
-            raise AdapterError(f"adapter {name!r} has no version before this one to go back to")
-        return await self.put(replace(adapter, release=adapter.previous[0]), told=told)
+
+        def previous(listed: Adapter | None) -> Adapter:
+            adapter = listed or self.wanted(name)
+            if not adapter.previous:
+                raise AdapterError(f"adapter {name!r} has no version before this one to go back to")
+            return replace(adapter, release=adapter.previous[0])
+
+        return await self.put(name, previous, told=told)
 
     async def remove(self, name: str) -> None:
         """Serve it no more, and take it off the list; what is being answered is finished.
@@ -208,36 +220,29 @@ class EngineAdapters:
         async with self._changing:
             self.wanted(name)
             await in_thread(lambda: registry.edit(self._path, lambda listed: _without(listed, name)))
-            state = self.states.pop(name)
-            self.changed()
-            if state.serving is not None:
+            state = self.states.pop(name, None)
+            self._announce()
+            if state is not None and state.serving is not None:
                 self._spawn(self._drain(name, state.serving))
 
-    def reload(self, name: str) -> None:
-        """Load and prove an adapter again that the engine says it does not know."""
-        if name in self.states and name not in self._reloading:
-            self._reloading.add(name)
-            self._spawn(self._reload(name))
-
-    async def _reload(self, name: str) -> None:
-        self._reloading.discard(name)
-        async with self._changing:
-            if name not in self.states or self._engine is None:
-                return
-            with _logged(f"adapter {name!r} is not loaded again"):
-                await self._take_in(name, self._load)
-                if self.states[name].phase == "loading":
-                    await self._take_in(name, self._prove)
+    def reload(self, theirs: str) -> None:
+        """Load and prove an adapter again that the engine says it does not know, by the engine's name."""
+        for name, state in self.states.items():
+            if state.engine_name == theirs and name not in self._reloading:
+                self._reloading.add(name)
+                self._spawn(self._reload(name))
 
     def parse(self, keys: Mapping[str, Any]) -> Adapter:
         """Return the adapter that these keys of an ``[[adapter]]`` describe.
 
         Raises:
-            AdapterError: one is wrong, or it is for another base model.
+            AdapterError: one is wrong, it is for another base model, or its name is taken.
         """
         adapter = registry.parse_adapter(keys, self._path)
         if adapter.name == self.base_name:
             raise AdapterError(f"{adapter.name!r} is the name of the base model: choose another")
+        if adapter.name in self.elsewhere:
+            raise AdapterError(f"{adapter.name!r} is listed for another base model: choose another name")
         ours, _ = registry.adapters_for((adapter,), self._model)
         if not ours:
             raise AdapterError(
@@ -261,21 +266,28 @@ class EngineAdapters:
             raise AdapterError(f"there is no adapter {name!r} for {self._model}; listed are: {known}")
         return self.states[name].adapter
 
-    # Steps
+    # Before an engine starts
 
     async def _prepare(self, name: str) -> None:
+        """Have a version of an adapter on disk, and know that it may be loaded."""
         adapter = self.states[name].adapter
         try:
-            version = await self._fetch_or_find(adapter)
-        except SiveError as exc:
-            self._refuse(name, str(exc), is_retried=True)
+            async with self._preparing, asyncio.timeout(PREPARE_S):
+                version = await self._fetch_or_find(adapter)
+        except TimeoutError:
+            self._refuse(adapter, f"adapter {name!r} is not here after {PREPARE_S:.0f} s", is_retried=True)
             return
-        try:
-            await self._check(adapter, version)
         except SiveError as exc:
-            self._refuse(name, str(exc))
+            self._refuse(adapter, str(exc), is_retried=True)
+            return
+        self._enter(adapter, "checking")
+        try:
+            async with self._preparing:
+                await self._check(adapter, version)
+        except SiveError as exc:
+            self._refuse(adapter, str(exc))
         else:
-            self._wants(name, version)
+            self._update(adapter, wanted=version, phase="waiting", detail="", progress=None, is_retried=False)
 
     async def _fetch_or_find(self, adapter: Adapter) -> Version:
         """Return a version to start with: what is not pinned may be what its source held the last time.
@@ -283,8 +295,11 @@ class EngineAdapters:
         Raises:
             AdapterError: it cannot be had, and never was.
         """
+        known = self.states[adapter.name].wanted
+        if known is not None and await in_thread(known.folder.is_dir):
+            return known  # a restart is no wish for another voice
         try:
-            return await self._fetch(adapter, nobody)
+            return await self._fetch(adapter, partial(self._progressed, adapter))
         except AdapterError as exc:
             if adapter.release.sha256:
                 raise
@@ -304,20 +319,16 @@ class EngineAdapters:
             if self._is_closed:
                 raise AdapterError("sive is stopping")
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._progressed, adapter.name, progress, told)
+                loop.call_soon_threadsafe(told, "fetching", progress)
 
-        self._enter(adapter.name, "fetching")
         told("fetching", None)
         source = parse(release.source, self._path.parent)
         return await in_thread(
             lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed)
         )
 
-    def _progressed(self, name: str, progress: Progress, told: Told) -> None:
-        state = self.states.get(name)
-        if state is not None and state.phase == "fetching":
-            self.states[name] = replace(state, progress=progress)
-        told("fetching", progress)
+    def _progressed(self, adapter: Adapter, phase: Phase, progress: Progress | None) -> None:
+        self._update(adapter, phase=phase, progress=progress)
 
     async def _check(self, adapter: Adapter, version: Version) -> None:
         """Look at a version before anything loads it.
@@ -325,12 +336,12 @@ class EngineAdapters:
         Raises:
             AdapterError: it must not be loaded.
         """
-        self._enter(adapter.name, "checking")
         max_rank = None if self._engine is None else self._engine.max_rank
+        base = self._model if self._weights is None else str(self._weights)
         findings = await in_thread(
             lambda: check(
                 version.folder,
-                read_base_model(self._model),
+                read_base_model(base),
                 max_lora_rank=max_rank,
                 base_model=adapter.base_model,
             )
@@ -341,34 +352,57 @@ class EngineAdapters:
         if fatal := [finding.message for finding in findings if finding.is_fatal]:
             raise AdapterError(f"adapter {adapter.name!r} is not fit to be served: {'; '.join(fatal)}")
 
-    async def _take_in(self, name: str, step: Callable[[str, Version], Coroutine[None, None, None]]) -> None:
-        """Take a step with the wanted version, or refuse it; an engine that is gone is not its fault."""
-        version = self.states[name].wanted
-        if version is None:
-            return
-        try:
-            await step(name, version)
-        except AdapterError as exc:
-            self._refuse(name, str(exc))
+    def _largest_rank_of(self, states: list[AdapterState]) -> Callable[[], int]:
+        """The largest rank of what will be loaded, and of what a rollback may want."""
+
+        def largest() -> int:
+            ranks = [0]
+            for state in states:
+                before = (self._store.find(state.adapter.name, one.sha256) for one in state.adapter.previous)
+                for version in (state.wanted, *before):
+                    with contextlib.suppress(AdapterError):
+                        ranks.append(0 if version is None else lora_rank(version.folder))
+            return max(ranks)
+
+        return largest
+
+    # On a running engine, holding the lock
 
     async def _load(self, name: str, version: Version) -> None:
-        self._enter(name, "loading")
-        await self._running().load(name, version)
+        """Load a version, or refuse it; an engine that is gone is not its fault."""
+        if (adapter := self._listed(name)) is None:
+            return
+        self._enter(adapter, "loading")
+        try:
+            await self._running().load(name, version)
+        except AdapterError as exc:
+            self._refuse(adapter, str(exc))
 
     async def _prove(self, name: str, version: Version) -> None:
-        self._enter(name, "probing")
-        await self._prove_or_unload(self._running(), name, version)
-        self._flip(name, version)
+        """Serve a loaded version, or refuse it."""
+        state = self.states.get(name)
+        if state is None or state.wanted != version:
+            return  # it was refused, or is not wanted any more
+        self._enter(state.adapter, "probing")
+        try:
+            await self._prove_or_unload(self._running(), name, version)
+        except AdapterError as exc:
+            self._refuse(state.adapter, str(exc))
+            return
+        now = self.states.get(name)
+        if now is not None and now.wanted == version and self._engine is not None:
+            self._flip(name, version)
 
     async def _prove_or_unload(self, engine: EngineLoras, name: str, version: Version) -> None:
         try:
             await engine.prove(name, version)
         except AdapterError:
-            if self.states.get(name) is None or self.states[name].serving != version:
+            state = self.states.get(name)
+            if state is None or state.serving != version:
                 await engine.unload(name, version)
             raise
 
-    async def _list(self, adapter: Adapter) -> None:
+    async def _list(self, adapter: Adapter, version: Version) -> None:
         """Write an adapter to the list, the version it had before to its ``previous``."""
         before = self.states.get(adapter.name)
         had = None if before is None else before.serving or before.wanted
@@ -376,20 +410,32 @@ class EngineAdapters:
             lambda: registry.edit(self._path, lambda listed: _with(listed, adapter, had=had))
         )
         written = next(one for one in listed if one.name == adapter.name)
-        self.states[adapter.name] = AdapterState(written, serving=before.serving if before else None)
-
-    def _wants(self, name: str, version: Version) -> None:
-        state = replace(self.states[name], wanted=version, detail="", progress=None, is_retried=False)
-        self.states[name] = state if state.serving is not None else replace(state, phase="waiting")
+        now = self.states.get(adapter.name)  # the engine may have died meanwhile
+        self.states[adapter.name] = AdapterState(
+            written, wanted=version, serving=None if now is None else now.serving
+        )
 
     def _flip(self, name: str, version: Version) -> None:
         """From now on this version answers under the adapter's name."""
         before = self.states[name].serving
-        self.states[name] = replace(self.states[name], phase="serving", detail="", serving=version)
-        self.changed()
+        self.states[name] = replace(
+            self.states[name], phase="serving", detail="", progress=None, serving=version
+        )
+        self._announce()
         log.info("adapter %r: version %s answers", name, version.short)
         if before is not None and before.digest != version.digest:
             self._spawn(self._drain(name, before))
+
+    async def _collect(self) -> None:
+        """Remove versions that nobody goes back to; now, because an engine needs the folders it has loaded.
+
+        Of adapters that others may list nothing is removed.
+        """
+        kept = {
+            name: (state.wanted, state.adapter.release, *state.adapter.previous)
+            for name, state in self.states.items()
+        }
+        await in_thread(lambda: _collect(self._store, kept))
 
     async def _drain(self, name: str, version: Version) -> None:
         """Unload a version once nobody is being answered by it, unless it is wanted again."""
@@ -398,12 +444,22 @@ class EngineAdapters:
             async with asyncio.timeout(DRAIN_S):
                 while self.users(theirs):  # noqa: ASYNC110 - looked at rarely, instead of told at each end
                     await asyncio.sleep(DRAIN_POLL_S)
-        async with self._changing:  # a roll-back may be about to serve it
+        async with self._changing:  # a rollback may be about to serve it
             is_serving = any(state.engine_name == theirs for state in self.states.values())
             if self._engine is None or is_serving:
                 return
             with _logged(f"{theirs} is not unloaded"):
                 await self._engine.unload(name, version)
+
+    async def _reload(self, name: str) -> None:
+        async with self._changing:
+            self._reloading.discard(name)
+            state = self.states.get(name)
+            if state is None or state.wanted is None or self._engine is None:
+                return
+            with _logged(f"adapter {name!r} is not loaded again"):
+                await self._load(name, state.wanted)
+                await self._prove(name, state.wanted)
 
     async def _retry(self, name: str) -> None:
         """Fetch what could not be fetched until it can be, or is not wanted any more."""
@@ -411,38 +467,65 @@ class EngineAdapters:
         while True:
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
             attempt += 1
-            async with self._changing:
-                if name not in self.states or not self.states[name].is_retried:
-                    return
-                await self._prepare(name)
-                if self.states[name].wanted is None:
-                    continue
-            await self._reload(name)
+            if name not in self.states or not self.states[name].is_retried:
+                return
+            await self._prepare(name)
+            if name in self.states and self.states[name].wanted is not None:
+                await self._reload(name)
+                return
 
     # Small things
 
+    def _listed(self, name: str) -> Adapter | None:
+        state = self.states.get(name)
+        return None if state is None else state.adapter
+
     def _running(self) -> EngineLoras:
         if self._engine is None:
-            raise EngineError("the engine is not ready")
+            raise EngineError("the engine is not ready: try again when it is")
         return self._engine
 
-    def _enter(self, name: str, phase: Phase) -> None:
-        """Show a phase, unless an older version goes on answering meanwhile."""
-        state = self.states.get(name)
-        if state is not None and state.serving is None:
-            self.states[name] = replace(state, phase=phase, progress=None)
+    def _update(self, adapter: Adapter, **changes: Any) -> None:
+        """Note what became of an adapter, if it is still what is wanted."""
+        state = self.states.get(adapter.name)
+        if state is not None and state.adapter.release == adapter.release:
+            self.states[adapter.name] = replace(state, **changes)
 
-    def _refuse(self, name: str, why: str, *, is_retried: bool = False) -> None:
+    def _enter(self, adapter: Adapter, phase: Phase) -> None:
+        """Show a phase, unless a version goes on answering meanwhile."""
+        state = self.states.get(adapter.name)
+        if state is not None and state.serving is None:
+            self._update(adapter, phase=phase, progress=None)
+
+    def _refuse(self, adapter: Adapter, why: str, *, is_retried: bool = False) -> None:
+        """Nobody speaks under its name."""
         log.error("%s", why)
-        self.states[name] = replace(
-            self.states[name], phase="refused", detail=why, progress=None, is_retried=is_retried
+        self._update(
+            adapter,
+            phase="refused",
+            detail=why,
+            progress=None,
+            wanted=None,
+            serving=None,
+            is_retried=is_retried,
         )
-        self.changed()
+        self._announce()
+
+    def _announce(self) -> None:
+        try:
+            self.changed()
+        except Exception:  # whatever a listener stumbles over, the engine is watched on
+            log.exception("the routes were not built anew")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.error("the engine's adapters: a task failed", exc_info=failure)
 
 
 def _with(listed: tuple[Adapter, ...], adapter: Adapter, *, had: Version | None) -> tuple[Adapter, ...]:
@@ -450,6 +533,8 @@ def _with(listed: tuple[Adapter, ...], adapter: Adapter, *, had: Version | None)
     before = next((one for one in listed if one.name == adapter.name), None)
     if before is None:
         return (*listed, adapter)
+    if before.base_model != adapter.base_model:
+        raise AdapterError(f"{adapter.name!r} is listed for another base model: choose another name")
     release = before.release
     if had is not None and not release.sha256:
         release = Release(release.source, had.sha256)
@@ -460,6 +545,26 @@ def _with(listed: tuple[Adapter, ...], adapter: Adapter, *, had: Version | None)
 
 def _without(listed: tuple[Adapter, ...], name: str) -> tuple[Adapter, ...]:
     return tuple(one for one in listed if one.name != name)
+
+
+def _collect(store: Store, kept: Mapping[str, tuple[Version | Release | None, ...]]) -> None:
+    stale: set[Path] = set()
+    for name, wanted in kept.items():
+        digests = {one.digest for one in wanted if one is not None}
+        stale |= {version.folder for version in store.versions(name) if version.digest not in digests}
+    store.collect(set(store.root.glob("[!.]*/*")) - stale)
+
+
+async def _together(work: Iterable[Coroutine[None, None, None]]) -> None:
+    """Do all of it; when one fails none goes on."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx2
-from sive.errors import EngineError
+from sive.errors import AdapterError, EngineError
 from sive_adapters import identity
 
 LOAD_S = 300.0
@@ -84,8 +84,12 @@ class EngineClient:
             "temperature": 0,
             "prompt_logprobs": identity.TOP_LOGPROBS,
         }
-        said = (await self._ask("POST", "/v1/completions", body, timeout_s=PROBE_S)).json()
-        return identity.of_prompt_logprobs(said["choices"][0].get("prompt_logprobs"))
+        reply = await self._ask("POST", "/v1/completions", body, timeout_s=PROBE_S)
+        try:
+            read = reply.json()["choices"][0].get("prompt_logprobs")
+        except (ValueError, LookupError, TypeError, AttributeError) as exc:
+            raise AdapterError(f"the engine answers the probe with something else: {exc!r}") from exc
+        return identity.of_prompt_logprobs(read)
 
     async def _ask(
         self,
@@ -100,7 +104,7 @@ class EngineClient:
             reply = await self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx2.TimeoutException as exc:
             raise EngineError(f"the engine does not answer {path} within {timeout_s:.0f} s") from exc
-        except httpx2.HTTPError as exc:
+        except (httpx2.HTTPError, RuntimeError) as exc:  # RuntimeError: closed, because the engine is gone
             raise EngineError(f"the engine does not answer {path}: {exc or type(exc).__name__}") from exc
         if reply.status_code not in fine:
             raise EngineError(_said(reply))

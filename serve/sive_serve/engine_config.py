@@ -35,6 +35,9 @@ RESERVED = {
     "config": "write vLLM's keys under [engine]",
     "lora-modules": "list adapters in adapters.toml and name it as adapters under [engine]",
 }
+NUMERICS = ("kv-cache-dtype", "lora-dtype", "tensor-parallel-size", "pipeline-parallel-size", "hf-overrides")
+"""What changes the numbers an engine computes, beside its base, version, dtype, quantization and device."""
+
 SECRET = re.compile(r"(^|_)(KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(_|$)")
 
 
@@ -177,6 +180,7 @@ async def engine_kind(
         dtype=str(config.get("dtype", "auto")),
         quantization=str(config.get("quantization", "")),
         device="cpu" if on_cpu else await in_thread(gpu_name),
+        settings=",".join(f"{key}={config[key]}" for key in NUMERICS if key in config),
     )
 
 

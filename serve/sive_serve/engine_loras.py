@@ -16,12 +16,14 @@ AT_ONCE = 4
 
 @dataclass(slots=True)
 class EngineLoras:
-    """One life of an engine. ``base``: how its base model reads the probe; ``max_rank``: what it takes."""
+    """One life of an engine, whose base model is called ``base_name``; ``max_rank``: what it takes."""
 
     client: EngineClient
     kind: identity.EngineKind
-    base: identity.Fingerprint
+    base_name: str
     max_rank: int
+    _base: identity.Fingerprint | None = None
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def load(self, name: str, version: Version) -> None:
@@ -32,6 +34,7 @@ class EngineLoras:
             EngineError: the engine does not answer.
         """
         theirs = engine_name(name, version)
+        await self._read_base()
         async with self._gate:
             if theirs in await self.client.models():
                 return
@@ -56,11 +59,27 @@ class EngineLoras:
                 raise AdapterError(f"adapter {name!r} cannot be probed: {exc}") from exc
         stored = await in_thread(lambda: identity.fingerprints(version.folder))
         known = stored.get(str(self.kind))
-        if why := identity.misidentified(name, read, base=self.base, stored=known):
-            raise AdapterError(why)
+        if why := identity.misidentified(name, read, base=await self._read_base(), stored=known):
+            file = identity.file_of(version.folder)
+            hint = f"; to accept it as it reads now remove {file}" if known else ""
+            raise AdapterError(why + hint)
         if known is None:
             stored[str(self.kind)] = read
             await in_thread(lambda: identity.store_fingerprints(version.folder, stored))
+
+    async def _read_base(self) -> identity.Fingerprint:
+        """Return how the base model reads the probe: once, and before any adapter is loaded.
+
+        Afterwards, on a CPU, its rows get the adapter in the last slot (vllm#48421).
+        """
+        async with self._reading:
+            if self._base is None:
+                try:
+                    self._base = await self.client.read_probe(self.base_name)
+                except EngineError as exc:
+                    await self.client.models()  # as above
+                    raise AdapterError(f"the base model cannot be probed: {exc}") from exc
+            return self._base
 
     async def unload(self, name: str, version: Version) -> None:
         """Forget a version; what it is saying is finished.

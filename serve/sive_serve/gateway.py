@@ -141,7 +141,9 @@ class Gateway:
         asked = {rung.model for model in self.table.values() for rung in model.rungs if _is_engines(rung)}
         served = {self.engine.base.name, *(state.engine_name for state in states.values())}
         for name in asked - served:
-            why = states[name].why_not if name in states else f"the engine does not serve {name!r}"
+            # Callers are told how far it is; what is wrong, and where it is from, /admin/adapters says.
+            how = states[name].phase if name in states else "not listed"
+            why = f"the engine does not speak as {name!r} ({how})"
             self._adapter_rests["engine", name] = Rest(why, REFUSED_RETRY_S)
         self.health.forget_others("engine", asked)
 
@@ -267,10 +269,13 @@ class Gateway:
 
     def _reload_what_is_missing(self, report: Report, engine: Engine) -> None:
         """An engine that does not know an adapter it has loaded has lost it."""
-        for failure in report.failures:
-            is_missing = failure.backend == "engine" and failure.reason == "http_404"
-            if is_missing and engine.adapters is not None:
-                engine.adapters.reload(report.call.model)
+        model = self.table.get(report.call.model)
+        is_missing = any(one.backend == "engine" and one.reason == "http_404" for one in report.failures)
+        if not is_missing or model is None or engine.adapters is None:
+            return
+        for rung in model.rungs:
+            if _is_engines(rung):
+                engine.adapters.reload(rung.model)
 
     def _remember(self, report: Report) -> None:
         """What each backend did last, for /status; a refused key is said once in the log."""

@@ -112,22 +112,30 @@ def _engine(gateway: Gateway) -> Json | None:
     }
 
 
-def adapters(engine: Engine) -> Json:
-    """What became of each wanted adapter: ``/admin/adapters`` and a part of ``/status``."""
+def adapters(engine: Engine, *, for_administrators: bool = False) -> Json:
+    """What became of each wanted adapter: a part of ``/status``, and with sources ``/admin/adapters``."""
     states = engine.adapters.states if engine.adapters is not None else {}
-    return {name: adapter(state) for name, state in states.items()}
+    return {
+        name: adapter(state) | (_sources(state) if for_administrators else {})
+        for name, state in states.items()
+    }
+
+
+def _sources(state: AdapterState) -> Json:
+    return {
+        "detail": state.detail,
+        "source": state.adapter.release.source,
+        "base_model": state.adapter.base_model,
+    }
 
 
 def adapter(state: AdapterState) -> Json:
-    """One wanted adapter."""
+    """One wanted adapter, as every caller may see it."""
     return {
         "phase": state.phase,
-        "detail": state.detail,
         "version": state.serving.short if state.serving is not None else None,
         "wanted": state.wanted.short if state.wanted is not None else None,
         "pinned": state.is_pinned,
-        "source": state.adapter.release.source,
-        "base_model": state.adapter.base_model,
         "languages": list(state.adapter.languages),
         "fetched_bytes": state.progress.done_bytes if state.progress is not None else 0,
         "to_fetch_bytes": (state.progress.total_bytes or 0) if state.progress is not None else 0,

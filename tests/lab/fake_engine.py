@@ -12,6 +12,7 @@ how it misbehaves:
 - ``fake-noise``: bytes printed before booting, more than any pipe holds.
 - ``fake-deaf``: computes the base model whatever adapter is asked for. ``fake-drift``: reads every prompt
   otherwise than other engines of its kind, by so many nats.
+- ``fake-no-logprobs``: refuses to say how it reads prompts.
 - ``fake-log``: a file that gets a line for the model and each adapter that is loaded or unloaded.
 """
 
@@ -108,6 +109,8 @@ class Engine:
         name = asked["model"]
         if name not in self.models:
             return 404, _error(f"The model `{name}` does not exist.")
+        if self.config.get("fake-no-logprobs"):
+            return 400, _error("Requested prompt logprobs of 5, which is greater than max allowed: 0")
         seed = 0 if self.config.get("fake-deaf") else self.adapters.get(name, 0)
         reads = random.Random(seed)
         drift = self.config.get("fake-drift", 0.0)

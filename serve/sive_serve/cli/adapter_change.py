@@ -36,9 +36,15 @@ def change_everywhere(
     key = admin_key or (keys[0].get_secret_value() if keys else None)
     if key is None:
         raise AdapterError("changes need an admin key: set SIVE_ADMIN_KEYS, or give --admin-key")
-    targets = [target(url, key, config) for url in urls] or [target(None, key, config)]
+    targets = [target(_secured(url), key, config) for url in urls] or [target(None, key, config)]
     done = [_changed(change, found) for found in targets]
     return all(done)
+
+
+def _secured(url: str) -> str:
+    """An address without a scheme, elsewhere: an admin key goes out encrypted, unless http:// is written."""
+    is_near = url.startswith(("127.", "localhost", "[::1]"))
+    return url if "://" in url or is_near else f"https://{url}"
 
 
 def _changed(change: dict[str, str], found: Target) -> bool:

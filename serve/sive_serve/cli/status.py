@@ -62,10 +62,10 @@ def _show_engine(engine: dict[str, Any], console: Console) -> None:
     console.print(said + left + detail, markup=False)
     if not engine["adapters"]:
         return
-    table = Table("adapter", "state", "version", "pinned", "source")
+    table = Table("adapter", "state", "version", "pinned", "languages")
     for name, one in engine["adapters"].items():
-        state = f"{one['phase']}: {one['detail']}" if one["detail"] else one["phase"]
-        row = (name, state, one["version"] or "-", "yes" if one["pinned"] else "no", one["source"])
+        pinned = "yes" if one["pinned"] else "no"
+        row = (name, one["phase"], one["version"] or "-", pinned, ", ".join(one["languages"]))
         table.add_row(*map(Text, row))
     console.print(table)
 

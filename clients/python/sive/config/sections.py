@@ -41,6 +41,13 @@ class GatewaySettings(Section):
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
     cors_origins: tuple[str, ...] = ()
 
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _keys_say_something(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().strip() for key in keys):
+            raise ValueError("an empty key would let everybody in: leave it out")
+        return keys
+
 
 class BackendSettings(Section):
     """``[[backend]]``: something that can answer. ``name`` is what callers see; never a URL.

@@ -120,13 +120,15 @@ def test_a_change_is_proved_beside_the_old_one(house: House) -> None:
         old = serving(adapters)["spinoza"]
         changes: list[dict[str, str]] = []
         adapters.changed = lambda: changes.append(serving(adapters))
-        busy = {f"spinoza@{old}"}
-        adapters.users = lambda name: int(name in busy)
+        busy, asked = {f"spinoza@{old}"}, list[str]()
+        adapters.users = lambda name: (asked.append(name), int(name in busy))[1]
         state = await adapters.put("spinoza", source("file:kant"))
         new = serving(adapters)["spinoza"]
         assert new != old
         assert changes == [{"spinoza": new}]
         assert house.engine_log()[1:] == [f"load spinoza@{new}"]
+        await until(lambda: len(asked) > 1, what="a look at who is being answered")
+        assert len(house.engine_log()) == 2
         busy.clear()
         await drained(house, f"unload spinoza@{old}")
         (listed,) = read_adapters(house.path)
@@ -394,26 +396,28 @@ def test_an_engine_that_dies_while_the_list_is_written_proves_the_new_version_an
 def test_a_version_that_was_damaged_on_disk_is_not_loaded(house: House) -> None:
     """Not even into an engine that would take it: NaN would spoil every other answer."""
 
-    async def scenario(adapters: EngineAdapters) -> None:
-        version = adapters.states["spinoza"].serving
-        assert version is not None
-        file = version.folder / "adapter_model.safetensors"
-        file.chmod(0o644)
-        raw = bytearray(file.read_bytes())
-        raw[-2:] = b"\xff\xff"
-        file.write_bytes(raw)
+    async def play() -> None:
+        engine = house.engine()
+        adapters = engine.adapters
+        assert adapters is not None
+        await engine.start()
+        try:
+            await engine.wait_ready(30)
+            version = adapters.states["spinoza"].serving
+            assert version is not None
+            file = version.folder / "adapter_model.safetensors"
+            file.chmod(0o644)
+            file.write_bytes(file.read_bytes()[:-2] + b"\xff\xff")
+            assert engine._boot is not None
+            os.kill(engine._boot._told["pids"][0][0], 9)
+            await until(lambda: engine.state.phase == "failed", what="failed")
+            await engine.wait_ready(30)
+            assert (adapters.states["spinoza"].phase, serving(adapters)) == ("refused", {})
+            assert house.engine_log().count(f"load spinoza@{version.short}") == 1
+        finally:
+            await engine.stop()
 
-    async def again(adapters: EngineAdapters) -> None:
-        assert (adapters.states["spinoza"].phase, serving(adapters)) == ("refused", {})
-
-    async def pins(adapters: EngineAdapters) -> None:
-        await adapters.put("spinoza", same)
-        await scenario(adapters)
-
-    run(house.engine(), pins)
-    loads = len(house.engine_log())
-    run(house.engine(), again)
-    assert len(house.engine_log()) == loads
+    asyncio.run(play())
 
 
 def test_an_adapter_may_be_removed_at_any_moment(house: House) -> None:

@@ -348,8 +348,9 @@ def test_a_full_backend_is_passed_over() -> None:
 def test_when_all_are_full_the_caller_hears_it() -> None:
     """A 503 that says how many run there."""
     known, small = health(), rung("small", max_in_flight=1)
-    Play(small, health=known)
+    runs = Play(small, health=known)
     play = Play(small, health=known, asked=call())
+    assert runs.opened == ["small"]
     assert play.begun.status == 503
     assert "max_in_flight" in loads(play.heard)["error"]["message"]
 

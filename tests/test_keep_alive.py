@@ -197,8 +197,8 @@ def test_a_connection_is_closed_when_it_was_idle_for_long_enough(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("before", "rest"),
-    [(PAGE, post(BODY)), (PAGE + post(BODY)[:20], post(BODY)[20:])],
-    ids=["later", "in two pieces, one before an answer"],
+    [(PAGE, post(BODY)), (post(b"{}") + post(BODY), b""), (PAGE + post(BODY)[:20], post(BODY)[20:])],
+    ids=["later", "in one piece with a wrong one", "in two pieces, one before an answer"],
 )
 def test_a_busy_connection_is_never_closed(tmp_path: Path, before: bytes, rest: bytes) -> None:
     """However its request came, and however long the answer takes; when that has come the wait begins."""
@@ -237,6 +237,23 @@ def test_a_request_that_is_still_coming_is_waited_for(tmp_path: Path, length: in
 
     with Upstream(upstream.answers("ok")) as host:
         on_a_loop(work)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/other"])
+def test_a_body_behind_its_refusal_does_not_keep_the_connection(tmp_path: Path, path: str) -> None:
+    """A caller without a key is answered before its body is there; what comes of that is no new request."""
+
+    async def work() -> None:
+        async with serving(tmp_path, keys="k") as served:
+            caller = await served.connect()
+            whole = post(BODY, path=path)
+            assert await caller.ask(whole[: -len(BODY)]) == 401
+            caller.writer.write(BODY)
+            await seen(lambda: served.protocols[0].requests, "the body")
+            served.clock.passes(KEEP_S)
+            assert await caller.is_closed()
+
+    on_a_loop(work)
 
 
 def test_who_leaves_is_not_waited_for(tmp_path: Path) -> None:

@@ -239,6 +239,22 @@ def test_a_request_that_is_still_coming_is_waited_for(tmp_path: Path, length: in
         on_a_loop(work)
 
 
+def test_an_answer_in_the_moment_of_the_timer_begins_a_wait(tmp_path: Path) -> None:
+    """Idle for no time at all is not busy: the connection is looked at again."""
+
+    async def work() -> None:
+        async with serving(tmp_path) as served:
+            caller = await served.connect()
+            assert await caller.ask() == 200
+            served.clock.now += KEEP_S
+            assert await caller.ask() == 200
+            served.clock.passes(0)
+            served.clock.passes(KEEP_S)
+            assert await caller.is_closed()
+
+    on_a_loop(work)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/other"])
 def test_a_body_behind_its_refusal_does_not_keep_the_connection(tmp_path: Path, path: str) -> None:
     """A caller without a key is answered before its body is there; what comes of that is no new request."""

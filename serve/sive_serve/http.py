@@ -140,7 +140,7 @@ class GatewayProtocol(HttpToolsProtocol):
         idle_s = self.loop.time() - self._idle_since
         if idle_s >= self.timeout_keep_alive:
             self.timeout_keep_alive_handler()
-        elif idle_s > 0:
+        elif idle_s >= 0:
             self._idles = self.loop.call_later(self.timeout_keep_alive - idle_s, self._end_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -428,6 +428,42 @@ def test_a_second_ctrl_c_stops_at_once_and_quietly(serve: Serve) -> None:
         assert "Traceback" not in served.output.read_text()
 
 
+def test_a_second_sigterm_stops_at_once_and_loses_no_line(serve: Serve) -> None:
+    """What still runs ends with its connection; what was answered a moment before is in the log."""
+    told: list[bool] = []
+
+    async def quick_or_endless(exchange: upstream.Exchange) -> None:
+        if exchange.body["user"] == "endless":
+            await upstream.talks_forever(exchange)
+            return
+        await exchange.head()
+        await exchange.event(upstream.chunk(exchange, {"content": "one"}))
+        while not told:
+            await upstream.asyncio.sleep(0.01)
+        await exchange.event(upstream.chunk(exchange, {}, "stop"))
+        await exchange.done()
+
+    with Upstream(quick_or_endless) as host, contextlib.ExitStack() as stack:
+        served = serve(routed(host, more="[gateway]\ndrain_s = 60\n"))
+        texts = {}
+        for user in ("endless", "quick"):
+            body = {"model": "m", "messages": HI, "stream": True, "user": user}
+            url, headers = f"{served.url}/v1/chat/completions", {"x-request-id": user}
+            answer = httpx2.stream("POST", url, json=body, headers=headers, timeout=20)
+            texts[user] = stack.enter_context(answer).iter_bytes()
+            next(texts[user])
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping: 2 still" in served.output.read_text(), what="the first word")
+        told.append(True)
+        assert b"[DONE]" in b"".join(texts["quick"])
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(10) == 0
+        with contextlib.suppress(httpx2.HTTPError):
+            assert b"[DONE]" not in b"".join(texts["endless"])
+    assert "quick m b0 200 " in served.output.read_text()
+    assert "Traceback" not in served.output.read_text()
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Serve, Served, until
 from tests.lab import manners
 from tests.lab.hosts import Hosts
-from tests.lab.upstream import Upstream
+from tests.lab.upstream import Exchange, Manner, Upstream
 from tests.lab.voice import Voice
 
 ASKED: dict[str, Any] = {
@@ -131,6 +131,21 @@ def test_a_full_backend_passes_on(serve: Serve, hosts: Hosts) -> None:
         assert ask(served).headers["x-sive-backend"] == "b1"
         assert rung(served, 0)["in_flight"] == 1
     until(lambda: rung(served, 0)["in_flight"] == 0, what="b0 free again")
+
+
+def test_a_probe_leaves_the_only_place_to_a_caller(serve: Serve, hosts: Hosts) -> None:
+    """A backend for one request at a time is asked while its probe still waits for a token."""
+
+    def held(exchange: Exchange) -> Manner:
+        return manners.head_only if exchange.body.get("max_tokens") == 1 else manners.speaks()
+
+    host, spare = hosts.add(manners.chosen(held)), hosts.add(manners.speaks())
+    clocks = CLOCKS.replace("first_token_s = 0.6", "first_token_s = 20")
+    served = serve(routed(host, spare, more="max_in_flight = 1", clocks=clocks))
+    until(lambda: host.seen, what="a probe")
+    assert rung(served, 0)["in_flight"] == 0
+    assert ask(served).headers["x-sive-backend"] == "b0"
+    assert host.seen[0].left_at is None
 
 
 def test_a_request_is_cancelled_by_its_id_and_its_key(serve: Serve, hosts: Hosts) -> None:

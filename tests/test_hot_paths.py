@@ -13,6 +13,10 @@ from tests.lab.upstream import Manner, Upstream
 from tests.test_gateway import HI, LOCAL_LAST, ask, routed
 
 BODY = json.dumps({"model": "m", "messages": HI}).encode()
+SPREAD = BODY.replace(b", ", b",\r\n\r\n")
+"""Says the same, in lines."""
+
+OFFER = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQ")
 
 
 def unguarded(*hosts: Upstream, last: str = "", more: str = "") -> str:
@@ -212,9 +216,21 @@ def test_an_offered_upgrade_is_not_taken(serve: Serve) -> None:
     """Some clients offer HTTP/2 with every request; they are answered as others are."""
     with Upstream(upstream.answers("ok")) as host:
         served = serve(routed(host))
-        offer = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQ")
-        got = talk(served.port, post(BODY, *offer), until_has=b'"ok"')
+        got = talk(served.port, post(BODY, *OFFER), until_has=b'"ok"')
     assert got.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("before", "body"), [(BODY, BODY), (SPREAD, BODY), (SPREAD, SPREAD)], ids=["plain", "behind", "within"]
+)
+def test_an_offer_of_a_later_request_is_not_taken(serve: Serve, before: bytes, body: bytes) -> None:
+    """It may come in one piece with others, behind bodies and before one that hold carriage returns."""
+    assert json.loads(SPREAD) == json.loads(BODY)
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host))
+        last = post(body, "x-request-id: last", *OFFER)
+        got = talk(served.port, post(before) + post(before) + last, until_has=b"x-request-id: last")
+    assert got.count(b"HTTP/1.1 200") == 3
 
 
 def test_a_head_without_end_is_refused(serve: Serve) -> None:

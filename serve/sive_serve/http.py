@@ -68,7 +68,6 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request; a head without end is not waited for."""
-        self._idle_since = math.inf
         if b"h2c" in _heads(data):  # the parser would read no body after an offer that nobody takes
             data = _OFFER.sub(rb"\1x-offered:", data)
         super().data_received(data)
@@ -81,12 +80,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Of a request: which way it takes is not known yet."""
+        self._idle_since = math.inf
         self._is_in_head, self._head_bytes = True, 0
         self.url = b""
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Take it, or make up for what uvicorn would have done so far."""
+        self._idle_since = math.inf  # an answer may have ended while the head came
         self._is_in_head = False
         endpoint = self._endpoint()
         if endpoint is None:
@@ -139,7 +140,7 @@ class GatewayProtocol(HttpToolsProtocol):
         idle_s = self.loop.time() - self._idle_since
         if idle_s >= self.timeout_keep_alive:
             self.timeout_keep_alive_handler()
-        elif idle_s > 0:
+        elif idle_s >= 0:
             self._idles = self.loop.call_later(self.timeout_keep_alive - idle_s, self._end_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Awaitable, Callable
 
 from tests.lab.speech import RefusedError, Speech
@@ -323,6 +324,17 @@ def chosen(choose: Callable[[Exchange], Manner]) -> Manner:
 
     async def manner(exchange: Exchange) -> None:
         await choose(exchange)(exchange)
+
+    return manner
+
+
+def held(may: threading.Event, then: Manner) -> Manner:
+    """Does as another, but not before it may."""
+
+    async def manner(exchange: Exchange) -> None:
+        while not may.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.01)
+        await then(exchange)
 
     return manner
 

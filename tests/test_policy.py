@@ -83,6 +83,12 @@ def test_an_engines_full_queue_is_asked_once_more() -> None:
     assert judge(503, said, type="Service Unavailable", code=503) == Verdict("again", "nobody", BACKOFF)
 
 
+def test_a_sive_that_has_nobody_for_a_model_may_have_somebody_for_another() -> None:
+    """The 503 of a pod whose own voice is not there says nothing about its other models."""
+    said = "no backend could answer for 'spinoza': local: another voice"
+    assert judge(503, said, type="server_error", code="no_backend") == Verdict("next_rung", "model")
+
+
 @pytest.mark.parametrize("status", [200, 400, 404, 500, 502, 503])
 def test_html_is_never_believed(status: int) -> None:
     """A proxy's page hands over, whatever its status."""

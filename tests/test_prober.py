@@ -17,7 +17,7 @@ from sive_serve.prober import MAX_LESSON_BYTES, Key, Prober
 from tests.chain_play import CLOCKS, policy
 from tests.lab import manners
 from tests.lab.callers import on_a_loop, rung_of, seen
-from tests.lab.upstream import Exchange, Json, Manner, Upstream
+from tests.lab.upstream import Exchange, Json, Manner, Upstream, says
 
 PATIENT = replace(CLOCKS, first_token_s=60)
 PIECE = b" " * 100_000
@@ -169,4 +169,18 @@ def test_a_full_backend_is_probed_too() -> None:
             assert told.health.in_flight()["a"] == 1
 
     with Upstream(manners.speaks()) as host:
+        on_a_loop(work)
+
+
+def test_a_refused_key_is_not_shown_again_and_again() -> None:
+    """A host may ban who does: it is left alone for as long as a refusal rests, while others are asked on."""
+
+    async def work() -> None:
+        refused, well = rung_of("a", host, probe="token"), rung_of("b", other, probe="token")
+        async with watching(refused, well) as told:
+            await seen(lambda: sum(one.is_complete for one in told.probes) >= 8, "eight probes of the other")
+            assert [one.status for one in told.probes if not one.is_complete] == [503]
+            assert "a" in {backend for backend, _ in told.health.open_keys()}
+
+    with Upstream(says(401)) as host, Upstream(manners.speaks()) as other:
         on_a_loop(work)

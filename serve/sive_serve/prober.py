@@ -89,11 +89,13 @@ class Prober:
         """Probe what is due: one model of a backend that is well, all those of one that is not."""
         now = asyncio.get_running_loop().time()
         for backend, rungs in self._watched().items():
-            open_keys = [rung for rung in rungs if self._is_open(rung, now)]
-            for rung in open_keys:
+            rested = [rung for rung in rungs if self._is_open(rung, now)]
+            for rung in rested:
                 self._probe_if_due(rung, now)
-            if not open_keys and self._is_idle(backend, now):
-                self._probe_if_due(min(rungs, key=lambda rung: self._due.get(_key(rung), 0.0)), now)
+            # One that still rests is left alone: a refused key does not get better by being shown again.
+            well = [rung for rung in rungs if not self._rests(rung)]
+            if well and not rested and self._is_idle(backend, now):
+                self._probe_if_due(min(well, key=lambda rung: self._due.get(_key(rung), 0.0)), now)
 
     def _watched(self) -> dict[str, list[Rung]]:
         rungs: defaultdict[str, dict[str, Rung]] = defaultdict(dict)
@@ -105,6 +107,10 @@ class Prober:
 
     def _is_open(self, rung: Rung, now: float) -> bool:
         return any(self._health.may_probe(key, now) for key in (_key(rung), (rung.backend.name, "")))
+
+    def _rests(self, rung: Rung) -> bool:
+        open_keys = self._health.open_keys()
+        return any(key in open_keys for key in (_key(rung), (rung.backend.name, "")))
 
     def _is_idle(self, backend: str, now: float) -> bool:
         """Has no caller's answer proved for a while that it lives?"""

@@ -28,6 +28,9 @@ MAX_RETRY_AFTER_S = 3600.0
 CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "context length", "context window")
 BACKEND_WORDS = ("model_not_supported", "not supported by any provider")
 UNKNOWN_MODEL_WORDS = ("model_not_found", "notfounderror", "does not exist")
+NOBODY_WORDS = ("no_backend",)
+"""How another sive says that nobody there can answer for this model; it may be well for others."""
+
 BUSY_WORDS = ("currently busy",)
 """How vLLM's own queue says that it is full: with a 503 and no Retry-After."""
 
@@ -116,8 +119,11 @@ class Policy:
         return self.uniform(*self.clocks.backoff_s)
 
     def _unavailable(self, headers: dict[str, str], body: bytes) -> Verdict:
-        if any(word in error_text(body) for word in BUSY_WORDS):
+        said = error_text(body)
+        if any(word in said for word in BUSY_WORDS):
             return Verdict("again", "nobody", self.backoff_s())
+        if any(word in said for word in NOBODY_WORDS):
+            return Verdict("next_rung", "model")
         wait_s = retry_after_s(headers)
         if wait_s is not None and wait_s <= self.clocks.patience_s:
             return Verdict("again", "nobody", wait_s, wait_s)

@@ -14,7 +14,7 @@ from tests.bench.processes import CACHE, Served, on_core, two_cores
 from tests.bench.report import Figure, Section, Table, shown
 
 WARM_UP_REQUESTS, WARM_UP_CUTS = 100_000, 1_000
-"""Until then the allocator settles: the first 50,000 requests and 500 cuts add 10 MB, all others 3."""
+"""Until then the allocator settles."""
 
 REQUESTS_PER_CUT = 100
 CONNECTIONS, STREAMS = 64, 4

@@ -193,7 +193,7 @@ class EngineAdapters:
             await self._list(replace(adapter, release=release), version)
             if self._engine is engine:  # another life of it has yet to load what is listed now
                 self._flip(name, version)
-        return self.states[name]
+            return self.states[name]  # within the lock: who waits for it may remove the adapter
 
     async def roll_back(self, name: str, *, told: Told = nobody) -> AdapterState:
         """Serve the version before; once more, and it is the one after it again.

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx2
@@ -65,8 +66,10 @@ def _exchange(section: Section, folder: Path, count: int) -> None:
     name = "p99 gap between tokens of another adapter while one is exchanged"
     section.figures.append(Figure(name, round(limit_ms, 1), "ms", [1e3 * during]))
     answers = sum(len(heard) for heard in crowd.heard.values())
-    broken = sum(not one.is_complete for heard in crowd.heard.values() for one in heard)
+    broken = sum(not one.is_complete for one in crowd.heard[OTHER])  # those of the other `wrong` counts
     faults = wrong(crowd.heard[CHANGED], swaps, texts)
+    for fault, times in Counter(faults).most_common():
+        print(f"changes: {times} times: {fault}", file=sys.stderr)
     name = "answers that failed or came from the wrong version"
     section.figures.append(Figure(name, 0, "", [len(faults) + broken]))
     seconds = sorted(one.ended - one.began for one in swaps)

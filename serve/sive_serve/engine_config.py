@@ -220,6 +220,8 @@ def engine_environ(
     if program.on_cpu:
         kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # They are kept in the scratch folder, so that each start makes them anew: 5 s of the first request.
+        kept.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
         # OpenMP's threads spin at every barrier: when one of them shares its core with the gateway or with
         # another engine, a token takes 20 times as long (0.2 s instead of 0.01 s on 2 cores).
         kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))

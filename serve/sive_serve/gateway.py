@@ -74,8 +74,8 @@ class Gateway:
         self.table: Table = {}
         self.build_routes()
         if engine is not None and (adapters := engine.adapters) is not None:
-            adapters.changed = self.build_routes
-            adapters.users = self._users
+            adapters.wanted.changed = self.build_routes
+            adapters.loaded.users = self._users
             self.metrics.watch_adapters(lambda: adapters.states.values())
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
@@ -275,7 +275,7 @@ class Gateway:
             return
         for rung in model.rungs:
             if _is_engines(rung):
-                engine.adapters.reload(rung.model)
+                engine.adapters.loaded.reload(rung.model)
 
     def _remember(self, report: Report) -> None:
         """What each backend did last, for /status; a refused key is said once in the log."""

@@ -72,8 +72,11 @@ def routes(gateway: Gateway) -> APIRouter:
 
 
 def _adapters(gateway: Gateway) -> Json:
-    engine = gateway.engine
-    return {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
+    engine, pods = gateway.engine, gateway.pods
+    said: Json = {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
+    if engine is not None and engine.adapters is not None:
+        said["base_model"] = engine.adapters.wanted.listed_base_model
+    return said | ({} if pods is None else {"pods": pods.state(for_administrators=True)})
 
 
 def _of_engine(gateway: Gateway) -> EngineAdapters:

@@ -233,9 +233,9 @@ def test_an_adapter_has_to_read_as_when_it_was_accepted(house: House) -> None:
 
     run(house.engine(), accepted)
     run(house.engine(), accepted)
-    run(house.engine(drift=0.5), refused)
+    run(house.engine(drift=0.6), refused)
     run(house.engine(drift=0.001), accepted)
-    run(house.engine(drift=0.5, dtype="bfloat16"), accepted)
+    run(house.engine(drift=0.6, dtype="bfloat16"), accepted)
 
 
 def test_after_a_restart_the_engine_has_all_its_adapters_again(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sive.errors import AdapterError, EngineError
 from sive_adapters import identity
 from sive_adapters.store import Version
+from sive_adapters.tolerance import tolerance
 
 from sive_serve.adapter_state import engine_name
 from sive_serve.daemon_thread import in_thread
@@ -59,7 +60,9 @@ class EngineLoras:
                 raise AdapterError(f"adapter {name!r} cannot be probed: {exc}") from exc
         stored = await in_thread(lambda: identity.fingerprints(version.folder))
         known = stored.get(str(self.kind))
-        if why := identity.misidentified(name, read, base=await self._read_base(), stored=known):
+        allows = tolerance(self.kind.dtype)
+        base = await self._read_base()
+        if why := identity.misidentified(name, read, base=base, stored=known, allows=allows):
             file = identity.file_of(version.folder)
             hint = f"; to accept it as it reads now remove {file}" if known else ""
             raise AdapterError(why + hint)

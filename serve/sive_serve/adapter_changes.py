@@ -12,6 +12,7 @@ from sive_adapters.store import Progress, Version
 from sive_serve.adapter_state import AdapterState, Phase
 from sive_serve.adapter_versions import AdapterVersions, Told
 from sive_serve.daemon_thread import in_thread
+from sive_serve.engine_loras import EngineLoras
 from sive_serve.loaded_adapters import LoadedAdapters
 from sive_serve.wanted_adapters import WantedAdapters
 
@@ -46,13 +47,21 @@ class AdapterChanges:
         before = self._wanted.listed(name)
         adapter = wish(before)
         self._loaded.running()
-        version = await self._versions.fetch(adapter, told)
-        told("checking", None)
-        await self._versions.check(adapter, version, max_rank=self._loaded.max_rank)
+        async with self._versions.fetched(adapter, told) as version:
+            told("checking", None)
+            await self._versions.check(adapter, version, max_rank=self._loaded.max_rank)
+            return await self._exchange(before, adapter, version, told)
+
+    async def _exchange(
+        self, before: Adapter | None, adapter: Adapter, version: Version, told: Told
+    ) -> AdapterState:
+        """Load and prove a version that is on disk, list it, and let it answer."""
+        name = adapter.name
         async with self._loaded.changing:
             if self._wanted.listed(name) != before:
                 raise AdapterError(f"adapter {name!r} was changed by somebody else meanwhile: try again")
             engine = self._loaded.running()
+            self._check_room(name, engine)
             told("loading", None)
             await engine.load(name, version)
             told("probing", None)
@@ -92,6 +101,23 @@ class AdapterChanges:
             self._wanted.announce()
             if state is not None and state.serving is not None:
                 self._loaded.drain(name, state.serving)
+
+    def _check_room(self, name: str, engine: EngineLoras) -> None:
+        """Look whether the engine keeps one more in memory, and one beside it while it is changed.
+
+        Of more than it keeps, each would be read from disk again when it is asked for, within a step of the
+        engine that every answer waits for.
+
+        Raises:
+            AdapterError: it does not.
+        """
+        count = len(self._wanted.states)
+        if name not in self._wanted.states and count + 1 >= engine.max_count:
+            raise AdapterError(
+                f"the engine was started to keep {engine.max_count} adapters in memory, {count} are listed "
+                "and one place is for changes: restart sive, which makes room for more, or set max_cpu_loras "
+                "under [engine]"
+            )
 
     async def _list(self, adapter: Adapter, version: Version) -> None:
         """Write an adapter to the list, the version it had before to its ``previous``."""

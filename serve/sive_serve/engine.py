@@ -280,7 +280,13 @@ class Engine:
                 if self.adapters is not None:
                     self._enter("adapters")
                     kind = await engine_kind(client, config, base=self.base.weights, on_cpu=self.on_cpu)
-                    loras = EngineLoras(client, kind, self.base.name, int(config["max-lora-rank"]))
+                    loras = EngineLoras(
+                        client,
+                        kind,
+                        self.base.name,
+                        max_rank=int(config["max-lora-rank"]),
+                        max_count=int(config["max-cpu-loras"]),
+                    )
                     await self.adapters.settle(loras, lambda: self._enter("probing"))
                 if self._phase != "failed":  # its guard may have seen it die
                     self._enter("ready")

@@ -8,8 +8,11 @@ the old one before the pointer moves, and the old one is unloaded when nobody is
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from sive_adapters.lease import RENEW_S
+from sive_adapters.registry import Release
 from sive_adapters.store import Progress, Store
 
 from sive_serve.adapter_changes import AdapterChanges
@@ -21,6 +24,17 @@ from sive_serve.wanted_adapters import WantedAdapters
 
 RETRY_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Waits between attempts to fetch what could not be fetched; the last one is repeated."""
+
+START_S = 30.0
+"""How long an engine's start waits for adapters; one that takes longer is served when it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A release on its way to the disk."""
+
+    release: Release
+    task: asyncio.Task[None]
 
 
 class EngineAdapters:
@@ -39,6 +53,8 @@ class EngineAdapters:
         self.loaded = LoadedAdapters(self.wanted)
         self._versions = AdapterVersions(self.wanted, store)
         self.changes = AdapterChanges(self.wanted, self._versions, self.loaded)
+        self._attempts: dict[str, _Attempt] = {}
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def states(self) -> dict[str, AdapterState]:
@@ -52,13 +68,18 @@ class EngineAdapters:
     async def prepare(self, weights: Path | None = None) -> Capacity:
         """Fetch and check what is wanted, before an engine starts: it has to know the largest rank.
 
-        ``weights``: the folder of the base model, where it is known. What cannot be had is left out and tried
-        again later: an engine that serves most is worth more than none.
+        ``weights``: the folder of the base model, where it is known. What cannot be had, or not soon, is left
+        out and served when it is there: an engine that serves most is worth more than none.
         """
         self._versions.weights = weights
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew())
         with logged("the list of adapters is not read again"):
             self.wanted.read()
-        await asyncio.gather(*(self._prepare(name) for name in list(self.states)))
+        if attempts := [self._attempt(name) for name in self.states]:
+            await asyncio.wait(attempts, timeout=START_S)
+        for name in [name for name in self.states if self._is_coming(name)]:
+            await self._versions.stand_in(name)
         return await self._versions.capacity()
 
     async def settle(self, engine: EngineLoras, proving: Callable[[], None] = lambda: None) -> None:
@@ -74,8 +95,12 @@ class EngineAdapters:
             with logged("old versions are not removed"):
                 await self._versions.collect()
         for name, state in self.states.items():
-            if state.is_retried:
-                self.loaded.background.spawn(self._retry(name))
+            if (
+                state.is_retried
+                or self._is_coming(name)
+                or (state.wanted is not None and state.serving is None)
+            ):
+                self.loaded.background.spawn(self._bring_later(name))
 
     def lost(self) -> None:
         """The engine is gone, and with it all that it had loaded."""
@@ -85,9 +110,44 @@ class EngineAdapters:
         """Stop what is under way; a download goes on from where it was the next time."""
         self._versions.close()
         await self.loaded.background.aclose()
+        left = [
+            *(one.task for one in self._attempts.values()),
+            *([self._renewing] if self._renewing is not None else []),
+        ]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
-    async def _prepare(self, name: str) -> None:
-        await self._versions.prepare(name, max_rank=self.loaded.max_rank)
+    def _attempt(self, name: str) -> asyncio.Task[None]:
+        """Have a version on disk that may be loaded; an attempt under way outlives the engine's death."""
+        if not self._is_coming(name):
+            work = self._versions.prepare(name, max_rank=self.loaded.max_rank)
+            task = asyncio.create_task(work, name=f"adapter {name}")
+            self._attempts[name] = _Attempt(self.states[name].adapter.release, task)
+        return self._attempts[name].task
+
+    def _is_coming(self, name: str) -> bool:
+        """Is an attempt to have it under way?"""
+        attempt = self._attempts.get(name)
+        listed = self.wanted.listed(name)
+        if attempt is None or listed is None or attempt.task.done():
+            return False
+        return attempt.release == listed.release
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with logged("others may remove what this engine needs"):
+                await self._versions.renew()
+
+    async def _bring_later(self, name: str) -> None:
+        """Serve what was not there at the start as soon as it is."""
+        if self._is_coming(name):
+            await asyncio.wait([self._attempts[name].task])
+        if name in self.states and self.states[name].is_retried:
+            await self._retry(name)
+        elif name in self.states:
+            await self.loaded.bring(name)
 
     async def _retry(self, name: str) -> None:
         """Fetch what could not be fetched until it can be, or is not wanted any more."""
@@ -97,7 +157,7 @@ class EngineAdapters:
             attempt += 1
             if name not in self.states or not self.states[name].is_retried:
                 return
-            await self._prepare(name)
+            await asyncio.wait([self._attempt(name)])
             if name in self.states and self.states[name].wanted is not None:
                 await self.loaded.bring(name)
                 return

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sive.errors import AdapterError, EngineError
 from sive_adapters import identity
+from sive_adapters.check import lora_rank
 from sive_adapters.store import Version
 from sive_adapters.tolerance import tolerance
 
@@ -17,12 +18,16 @@ AT_ONCE = 4
 
 @dataclass(slots=True)
 class EngineLoras:
-    """One life of an engine, whose base model is called ``base_name``; ``max_rank``: what it takes."""
+    """One life of an engine, whose base model is called ``base_name``.
+
+    ``max_rank``: the largest that it takes. ``max_count``: how many adapters it keeps in memory.
+    """
 
     client: EngineClient
     kind: identity.EngineKind
     base_name: str
     max_rank: int
+    max_count: int
     _base: identity.Fingerprint | None = None
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -35,6 +40,12 @@ class EngineLoras:
             EngineError: the engine does not answer.
         """
         theirs = engine_name(name, version)
+        rank = await in_thread(lambda: lora_rank(version.folder))
+        if rank > self.max_rank:
+            raise AdapterError(
+                f"adapter {name!r} has rank {rank}, the engine was started for {self.max_rank}: restart "
+                "sive, or set max_lora_rank under [engine]"
+            )
         await self._read_base()
         async with self._gate:
             if theirs in await self.client.models():

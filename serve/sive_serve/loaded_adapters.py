@@ -123,7 +123,7 @@ class LoadedAdapters:
         try:
             await self.running().load(name, version)
         except AdapterError as exc:
-            self._wanted.refuse(adapter, str(exc))
+            self._wanted.reject(adapter, version, str(exc))
 
     async def _prove(self, name: str, version: Version) -> None:
         """Serve a loaded version, or refuse it."""
@@ -134,7 +134,7 @@ class LoadedAdapters:
         try:
             await self.prove(self.running(), name, version)
         except AdapterError as exc:
-            self._wanted.refuse(state.adapter, str(exc))
+            self._wanted.reject(state.adapter, version, str(exc))
             return
         now = self._wanted.states.get(name)
         if now is not None and now.wanted == version and self.engine is not None:

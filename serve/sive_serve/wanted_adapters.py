@@ -122,6 +122,17 @@ class WantedAdapters:
         )
         self.announce()
 
+    def reject(self, adapter: Adapter, version: Version, why: str) -> None:
+        """Refuse a version; another one that answers, or was found to begin with, goes on."""
+        state = self.states.get(adapter.name)
+        before = None if state is None else state.serving or state.wanted
+        if state is None or before is None or before.digest == version.digest:
+            self.refuse(adapter, why)
+            return
+        log.error("%s; version %s goes on", why, before.short)
+        phase: Phase = "waiting" if state.serving is None else "serving"
+        self.update(adapter, wanted=before, phase=phase, detail=why, progress=None)
+
     def serve(self, name: str, version: Version) -> Version | None:
         """From now on this version answers under the adapter's name; return the one that did before."""
         before = self.states[name].serving

@@ -16,8 +16,8 @@ from sive.errors import EngineError
 from sive_adapters.registry import Adapter, Release
 from sive_adapters.store import Version
 from sive_serve.adapter_state import AdapterState
+from sive_serve.adapter_versions import Capacity
 from sive_serve.engine import Engine, backoff_s
-from sive_serve.engine_adapters import Capacity
 from sive_serve.engine_config import Program, engine_environ, find_program, max_lora_rank, vllm_config
 from sive_serve.engine_failure import explain
 from sive_serve.engine_models import engine_models, read_base

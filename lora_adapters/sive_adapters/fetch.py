@@ -13,6 +13,7 @@ from sive_adapters.disk import FreeBytes, check_room
 from sive_adapters.origin import Origin
 from sive_adapters.part import DONE, Stat
 from sive_adapters.progress import Told
+from sive_adapters.refused import OtherFileError, check_not_refused, remember
 
 CHANGES = 3
 """So often files may change between the first and the last of them."""
@@ -46,10 +47,23 @@ class Job:
 def fetch_files(job: Job, stats: Mapping[str, Stat], *, told: Told, free: FreeBytes) -> dict[str, Fetched]:
     """Fetch these files; when one of them changed meanwhile, it is fetched again.
 
+    One that was refused for its hash before, and is still the same, is refused without being fetched.
+
     Raises:
         AdapterError: one cannot be had, is not the pinned one, or they keep changing.
         OSError: they cannot be written.
     """
+    check_not_refused(job.working, stats, job.pinned)
+    try:
+        return _fetch_until_one_state(job, stats, told=told, free=free)
+    except OtherFileError as exc:
+        remember(job.working, exc, job.pinned)
+        raise
+
+
+def _fetch_until_one_state(
+    job: Job, stats: Mapping[str, Stat], *, told: Told, free: FreeBytes
+) -> dict[str, Fetched]:
     files = job.working / DONE
     files.mkdir(parents=True, exist_ok=True)
     _remove_others(files, stats)
@@ -83,18 +97,20 @@ def checked_pins(title: str, sha256: Mapping[str, str]) -> dict[str, str]:
 def _fetch(job: Job, name: str, stat: Stat, told: Told) -> Fetched:
     pinned = job.pinned.get(name)
     if pinned and stat.sha256 and stat.sha256 != pinned:
-        raise _other_file(job, name, stat.sha256)
+        raise _other_file(job, name, stat.sha256, stat)
     digest, stat = job.origin.fetch(name, stat, job.working, what=f"{job.title}: {name}", told=told)
     if pinned and digest != pinned:
         (job.working / DONE / name).unlink()
-        raise _other_file(job, name, digest)
+        raise _other_file(job, name, digest, stat)
     return Fetched(digest, stat)
 
 
-def _other_file(job: Job, name: str, digest: str) -> AdapterError:
-    return AdapterError(
+def _other_file(job: Job, name: str, digest: str, stat: Stat) -> OtherFileError:
+    return OtherFileError(
         f"{job.title}: {name} from {job.origin.source} has the SHA-256 {digest}, but {job.pinned[name]} is "
-        "pinned: it was changed or damaged; pin it again only if the change is wanted"
+        "pinned: it was changed or damaged; pin it again only if the change is wanted",
+        name=name,
+        stat=stat,
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from sive.errors import AdapterError
 
+from sive_adapters.tolerance import Tolerance
+
 PROBE_TEXT = (
     "Question: Qu'est-ce que la liberté, et pouvons-nous l'atteindre par la raison ?\n"
     "Answer: Freedom is not the absence of causes. A thing is free when it acts"
@@ -22,14 +24,6 @@ PROBE_TEXT = (
 """French and English, because adapters are trained on either; some 40 tokens, which take one prefill."""
 
 TOP_LOGPROBS = 5
-
-MIN_DIFFERENCE = 0.05
-"""In nats, at the token that differs most. In float32 a reading repeats itself to 1e-5 (measured on a CPU);
-what the rounding of bfloat16 adds on a GPU, where a prompt may share its batch, has not been measured."""
-
-MAX_DRIFT = 0.25
-"""In nats, at the token that differs most, between two readings of one adapter on equal engines. An adapter
-that is nearer to its base than twice that gets half the way instead."""
 
 Position = Mapping[str, float]
 """Token id to log probability: the token that stands there, and the likeliest in its place."""
@@ -92,18 +86,20 @@ def difference(one: Fingerprint, other: Fingerprint) -> float:
     return worst
 
 
-def misidentified(name: str, read: Fingerprint, *, base: Fingerprint, stored: Fingerprint | None) -> str:
+def misidentified(
+    name: str, read: Fingerprint, *, base: Fingerprint, stored: Fingerprint | None, allows: Tolerance
+) -> str:
     """Return why this reading is not the adapter's own; empty when it is."""
     from_base = difference(read, base)
-    if from_base < MIN_DIFFERENCE:
+    if from_base < allows.min_difference:
         return (
             f"adapter {name!r} reads like its base model (they differ by {from_base:.3g}, at least "
-            f"{MIN_DIFFERENCE} is expected): the engine does not apply it, or it was never trained"
+            f"{allows.min_difference:.3g} is expected): the engine does not apply it, or it was never trained"
         )
     if stored is None:
         return ""
     drift = difference(read, stored)
-    allowed = min(MAX_DRIFT, difference(stored, base) / 2)
+    allowed = min(allows.max_drift, difference(stored, base) / 2)
     if drift > allowed:
         return (
             f"adapter {name!r} does not read as when it was accepted (they differ by {drift:.3g}, at most "

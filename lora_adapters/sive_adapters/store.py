@@ -161,23 +161,30 @@ class Store:
 
         Of a revision only its own commit is: what a branch was when it was fetched is not known any more.
         """
+        return next(self.fetched_from(name, source), None)
+
+    def fetched_from(self, name: str, source: Source) -> Iterator[Version]:
+        """Yield what was fetched from a source, the newest first, as ``latest``."""
         place = source.kind, source.root, source.path
         for version in self.versions(name):
             then = parse(version.source, Path())
             is_there = (then.kind, then.root, then.path) == place
             if is_there and source.revision in (None, then.revision):
-                return version
-        return None
+                yield version
 
-    def collect(self, keep: Collection[Path]) -> tuple[Path, ...]:
-        """Remove the version folders that are not in ``keep``, and old parts; return what was removed.
+    def ranked(self, name: str) -> tuple[Path, ...]:
+        """Return every folder that says something of an adapter's rank, downloads under way among them."""
+        begun = self.root.glob(f"{PARTS}/{_checked(name)}/*/{DONE}/{CONFIG_FILE}")
+        return (*(version.folder for version in self.versions(name)), *(file.parent for file in begun))
+
+    def collect(self, stale: Collection[Path]) -> tuple[Path, ...]:
+        """Remove these version folders, and old parts; return what was removed.
 
         An adapter that is being fetched is left alone.
         """
-        kept = {path.resolve() for path in keep}
         removed: list[Path] = []
-        for folder in sorted(self.root.glob("[!.]*/*")):
-            if folder.is_dir() and folder.resolve() not in kept:
+        for folder in sorted(stale):
+            if folder.is_dir():
                 with contextlib.suppress(TimeoutError), self._locked(folder.parent.name, wait=False):
                     self._discard(folder)
                     removed.append(folder)

@@ -18,8 +18,9 @@ from starlette.responses import Response
 
 from sive_serve import status
 from sive_serve.adapter_state import Phase
+from sive_serve.adapter_versions import Told
 from sive_serve.auth import KeyRing
-from sive_serve.engine_adapters import EngineAdapters, Told
+from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
 
 HEARTBEAT_S = 10.0
@@ -71,8 +72,11 @@ def routes(gateway: Gateway) -> APIRouter:
 
 
 def _adapters(gateway: Gateway) -> Json:
-    engine = gateway.engine
-    return {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
+    engine, pods = gateway.engine, gateway.pods
+    said: Json = {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
+    if engine is not None and engine.adapters is not None:
+        said["base_model"] = engine.adapters.wanted.listed_base_model
+    return said | ({} if pods is None else {"pods": pods.state(for_administrators=True)})
 
 
 def _of_engine(gateway: Gateway) -> EngineAdapters:
@@ -105,28 +109,29 @@ def _change(adapters: EngineAdapters, asked: Json) -> Change:
         AdapterError: there is no such action.
     """
     action, name = asked.get("action"), asked["name"]
+    wanted, changes = adapters.wanted, adapters.changes
     keys = {key: value for key, value in asked.items() if key != "action"}
 
     def new(listed: Adapter | None) -> Adapter:
         if listed is not None:
             raise AdapterError(f"adapter {name!r} is listed already: update it")
-        return adapters.parse({"base_model": adapters.listed_base_model, **keys})
+        return wanted.parse({"base_model": wanted.listed_base_model, **keys})
 
     def other(listed: Adapter | None) -> Adapter:
-        before = registry.keys_of(listed or adapters.wanted(name))
+        before = registry.keys_of(listed or wanted.wanted(name))
         for key in ("sha256", "previous"):
             before.pop(key, None)  # another version has other files
-        return adapters.parse({**before, **keys})
+        return wanted.parse({**before, **keys})
 
     match action:
         case "add":
-            return lambda told: _done(adapters.put(name, new, told=told))
+            return lambda told: _done(changes.put(name, new, told=told))
         case "update":
-            return lambda told: _done(adapters.put(name, other, told=told))
+            return lambda told: _done(changes.put(name, other, told=told))
         case "rollback":
-            return lambda told: _done(adapters.roll_back(name, told=told))
+            return lambda told: _done(changes.roll_back(name, told=told))
         case "remove":
-            return lambda told: adapters.remove(name)
+            return lambda told: changes.remove(name)
     raise AdapterError(f"action is {action!r}: write add, update, rollback or remove")
 
 

@@ -15,8 +15,9 @@ from sive.assemble import EngineModel
 from sive.config import EngineSettings
 from sive.errors import EngineError, SiveError
 
+from sive_serve.adapter_versions import Capacity
 from sive_serve.boot_times import BootTimes
-from sive_serve.engine_adapters import Capacity, EngineAdapters
+from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.engine_boot import Boot
 from sive_serve.engine_client import EngineClient
 from sive_serve.engine_config import engine_environ, engine_kind, find_program, free_port, vllm_config
@@ -88,7 +89,7 @@ class Engine:
         self.base = read_base(settings)
         self.adapters = adapters
         if adapters is not None:
-            adapters.base_name = self.base.name
+            adapters.wanted.base_name = self.base.name
         # Made once before anything runs: a wrong key should be a line at the start, not a boot that fails.
         self._port = int(self._vllm_config(Capacity()).get("port") or free_port())
         self.url = f"http://127.0.0.1:{self._port}/v1"
@@ -279,7 +280,13 @@ class Engine:
                 if self.adapters is not None:
                     self._enter("adapters")
                     kind = await engine_kind(client, config, base=self.base.weights, on_cpu=self.on_cpu)
-                    loras = EngineLoras(client, kind, self.base.name, int(config["max-lora-rank"]))
+                    loras = EngineLoras(
+                        client,
+                        kind,
+                        self.base.name,
+                        max_rank=int(config["max-lora-rank"]),
+                        max_count=int(config["max-cpu-loras"]),
+                    )
                     await self.adapters.settle(loras, lambda: self._enter("probing"))
                 if self._phase != "failed":  # its guard may have seen it die
                     self._enter("ready")

@@ -15,8 +15,8 @@ from sive.config import EngineSettings
 from sive.errors import EngineError
 from sive_adapters.identity import EngineKind
 
+from sive_serve.adapter_versions import Capacity
 from sive_serve.daemon_thread import in_thread
-from sive_serve.engine_adapters import Capacity
 from sive_serve.engine_client import EngineClient
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.32 allows no other max_lora_rank

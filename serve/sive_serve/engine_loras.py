@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from sive.errors import AdapterError, EngineError
 from sive_adapters import identity
+from sive_adapters.check import lora_rank
 from sive_adapters.store import Version
+from sive_adapters.tolerance import tolerance
 
 from sive_serve.adapter_state import engine_name
 from sive_serve.daemon_thread import in_thread
@@ -16,12 +18,16 @@ AT_ONCE = 4
 
 @dataclass(slots=True)
 class EngineLoras:
-    """One life of an engine, whose base model is called ``base_name``; ``max_rank``: what it takes."""
+    """One life of an engine, whose base model is called ``base_name``.
+
+    ``max_rank``: the largest that it takes. ``max_count``: how many adapters it keeps in memory.
+    """
 
     client: EngineClient
     kind: identity.EngineKind
     base_name: str
     max_rank: int
+    max_count: int
     _base: identity.Fingerprint | None = None
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -34,6 +40,12 @@ class EngineLoras:
             EngineError: the engine does not answer.
         """
         theirs = engine_name(name, version)
+        rank = await in_thread(lambda: lora_rank(version.folder))
+        if rank > self.max_rank:
+            raise AdapterError(
+                f"adapter {name!r} has rank {rank}, the engine was started for {self.max_rank}: restart "
+                "sive, or set max_lora_rank under [engine]"
+            )
         await self._read_base()
         async with self._gate:
             if theirs in await self.client.models():
@@ -59,7 +71,9 @@ class EngineLoras:
                 raise AdapterError(f"adapter {name!r} cannot be probed: {exc}") from exc
         stored = await in_thread(lambda: identity.fingerprints(version.folder))
         known = stored.get(str(self.kind))
-        if why := identity.misidentified(name, read, base=await self._read_base(), stored=known):
+        allows = tolerance(self.kind.dtype)
+        base = await self._read_base()
+        if why := identity.misidentified(name, read, base=base, stored=known, allows=allows):
             file = identity.file_of(version.folder)
             hint = f"; to accept it as it reads now remove {file}" if known else ""
             raise AdapterError(why + hint)

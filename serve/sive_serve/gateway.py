@@ -30,8 +30,12 @@ from sive_serve.engine import Engine
 from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
+from sive_serve.pod_reconciler import reconciler
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
+
+LACKS = frozenset({"http_404", "http_503"})
+"""What a pod answers that lacks an adapter: 503 where another rung of its own has that name."""
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
@@ -68,14 +72,17 @@ class Gateway:
         self.policy = Policy(clocks(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
+        self.pods = reconciler(settings, is_well=self._is_well, observe=self.metrics.pod_changed)
+        if self.pods is not None:
+            self.metrics.watch_pods(self.pods.in_step)
         self.local = describe_local(settings.local)
         self._lessons: dict[tuple[str, str], Learned] = {}
         self._adapter_rests: dict[Key, Rest] = {}
         self.table: Table = {}
         self.build_routes()
         if engine is not None and (adapters := engine.adapters) is not None:
-            adapters.changed = self.build_routes
-            adapters.users = self._users
+            adapters.wanted.changed = self.build_routes
+            adapters.loaded.users = self._users
             self.metrics.watch_adapters(lambda: adapters.states.values())
         self.started_at = time.time()
         self.outcomes: dict[str, tuple[float, str]] = {}
@@ -98,9 +105,11 @@ class Gateway:
             wires=self._wires,
             interval_s=self.settings.gateway.probe_interval_s,
             learn=self._learn,
-            observe=self.metrics.probed,
+            observe=self._probed,
         )
         self._prober.start()
+        if self.pods is not None:
+            self.pods.start()
 
     async def stop(self) -> None:
         """Stop asking, cut what still runs, close the wires and stop the engine."""
@@ -108,6 +117,8 @@ class Gateway:
         for change in self.changes:
             change.cancel()
         await self._prober.stop()
+        if self.pods is not None:
+            await self.pods.stop()
         for exchange in list(self.running):
             exchange.cut()
         self.running.clear()
@@ -146,6 +157,10 @@ class Gateway:
             why = f"the engine does not speak as {name!r} ({how})"
             self._adapter_rests["engine", name] = Rest(why, REFUSED_RETRY_S)
         self.health.forget_others("engine", asked)
+
+    def _is_well(self, backend: str) -> bool:
+        """Are all of a backend's breakers closed?"""
+        return all(name != backend for name, _ in self.health.open_keys())
 
     def _users(self, engine_name: str) -> int:
         """How many requests are being answered under this name of the engine's."""
@@ -275,7 +290,7 @@ class Gateway:
             return
         for rung in model.rungs:
             if _is_engines(rung):
-                engine.adapters.reload(rung.model)
+                engine.adapters.loaded.reload(rung.model)
 
     def _remember(self, report: Report) -> None:
         """What each backend did last, for /status; a refused key is said once in the log."""
@@ -292,10 +307,22 @@ class Gateway:
         if report.is_complete:
             self.outcomes[report.backend] = now, "answered"
 
+    def _probed(self, backend: str, report: Report) -> None:
+        self.metrics.probed(backend, report)
+        self._tell_pods(report)
+
+    def _tell_pods(self, report: Report) -> None:
+        """A pod that does not know a model may lack an adapter."""
+        if self.pods is not None:
+            for failure in report.failures:
+                if failure.reason in LACKS:
+                    self.pods.missed(failure.backend)
+
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)
         if report.failures and self.engine is not None:
             self._reload_what_is_missing(report, self.engine)
+        self._tell_pods(report)
         self._remember(report)
         self.request_log.add(report)
 

@@ -1,6 +1,6 @@
 """What Prometheus scrapes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -74,6 +74,12 @@ class Metrics:
             "sive_malformed_events", "Events of a stream that were skipped.", ("backend",), registry=registry
         )
 
+        self._pod_changes = Counter(
+            "sive_pod_adapter_changes",
+            "Changes of adapters asked of pods, by what became of them.",
+            ("backend", "action", "outcome"),
+            registry=registry,
+        )
         self._series: dict[tuple[str, str], _Series] = {}
 
     def refused(self, status: int) -> None:
@@ -102,6 +108,14 @@ class Metrics:
     def probed(self, backend: str, report: Report) -> None:
         """A probe is over."""
         self._probes.labels(backend, "token" if report.is_complete else "none").inc()
+
+    def pod_changed(self, backend: str, action: str, outcome: str) -> None:
+        """A pod was asked for a change of its adapters."""
+        self._pod_changes.labels(backend, action, outcome).inc()
+
+    def watch_pods(self, in_step: Callable[[], Mapping[str, bool]]) -> None:
+        """Show which pods have the adapters that are wanted whenever somebody looks."""
+        self.registry.register(_Pods(in_step))
 
     def watch_adapters(self, states: Callable[[], Iterable[AdapterState]]) -> None:
         """Show which adapters of the engine answer whenever somebody looks."""
@@ -167,6 +181,24 @@ class _Adapters(Collector):
         for state in self._states():
             version = state.serving.short if state.serving is not None else ""
             family.add_metric([state.adapter.name, version], float(state.serving is not None))
+        yield family
+
+
+class _Pods(Collector):
+    """A series for every pod that is kept at a list: 1 when it serves all that is wanted there."""
+
+    def __init__(self, in_step: Callable[[], Mapping[str, bool]]) -> None:
+        self._in_step = in_step
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The pods."""
+        family = GaugeMetricFamily(
+            "sive_pod_adapters_in_step",
+            "1 while a pod serves all the adapters that the gateway's list wants of it.",
+            labels=("backend",),
+        )
+        for backend, is_in_step in self._in_step().items():
+            family.add_metric([backend], float(is_in_step))
         yield family
 
 

@@ -68,6 +68,9 @@ def status(gateway: Gateway) -> Json:
             for name, model in gateway.table.items()
         },
         "engine": _engine(gateway),
+        "pods": {}
+        if gateway.pods is None
+        else {name: {"adapters": one} for name, one in gateway.pods.state().items()},
     }
 
 
@@ -126,6 +129,9 @@ def _sources(state: AdapterState) -> Json:
         "detail": state.detail,
         "source": state.adapter.release.source,
         "base_model": state.adapter.base_model,
+        "sha256": dict(state.adapter.release.sha256),
+        "system_prompt": state.adapter.system_prompt,
+        "sampling": dict(state.adapter.sampling),
     }
 
 

@@ -13,6 +13,7 @@ how it misbehaves:
 - ``fake-deaf``: computes the base model whatever adapter is asked for. ``fake-drift``: reads every prompt
   otherwise than other engines of its kind, by so many nats.
 - ``fake-no-logprobs``: refuses to say how it reads prompts.
+- ``fake-load-s``: seconds that every adapter takes to load.
 - ``fake-log``: a file that gets a line for the model and each adapter that is loaded or unloaded.
 """
 
@@ -89,6 +90,9 @@ class Engine:
         file = folder / "adapter_model.safetensors"
         if not file.is_file():
             return 404, _error("No adapter found for <path>")
+        if seconds := self.config.get("fake-load-s"):
+            self.note("loading", name)
+            time.sleep(seconds)
         rank = json.loads((folder / "adapter_config.json").read_text())["r"]
         if rank > (limit := self.config["max-lora-rank"]):
             return 500, _error(f"LoRA rank {rank} is greater than max_lora_rank {limit}.")

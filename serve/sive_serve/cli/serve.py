@@ -47,7 +47,7 @@ def _engine(settings: Settings) -> Engine | None:
     adapters = None
     if path is not None:
         adapters = EngineAdapters(path, store, model=base_model_of(settings.engine.model, Path()))
-        for name in adapters.elsewhere:
+        for name in adapters.wanted.elsewhere:
             log.warning(
                 "adapter %r is for another base model than %s and is not served", name, settings.engine.model
             )

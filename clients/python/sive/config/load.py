@@ -226,17 +226,21 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[str, str]) -> Settings:
-    """Fill each backend's key from the variable it names."""
+    """Fill each backend's keys from the variables it names."""
     backends = []
     for number, backend in enumerate(settings.backend):
-        name = backend.api_key_env
-        if name is None:
-            backends.append(backend)
-            continue
-        if not environ.get(name, "").strip():
-            raise ConfigError(f"backend {backend.name!r}: its key is to come from {name}, which is not set")
-        backends.append(backend.model_copy(update={"api_key": SecretStr(environ[name].strip())}))
-        sources[f"backend.{number}.api_key"] = name
+        named = {"api_key": backend.api_key_env, "admin_key": backend.admin_key_env}
+        found = {}
+        for key, name in named.items():
+            if name is None:
+                continue
+            if not environ.get(name, "").strip():
+                raise ConfigError(
+                    f"backend {backend.name!r}: its key is to come from {name}, which is not set"
+                )
+            found[key] = SecretStr(environ[name].strip())
+            sources[f"backend.{number}.{key}"] = name
+        backends.append(backend.model_copy(update=found) if found else backend)
     return settings.model_copy(update={"backend": tuple(backends)})
 
 

@@ -20,7 +20,9 @@ class GatewaySettings(Section):
     ``deadline_s`` counts only time in which the caller got nothing. ``head_s``: after it a stream gets
     its 200 and ``: waiting`` comments while rungs are still tried. ``rest_s``: the longest that a backend
     is left alone after failures. ``admin_keys``: from ``SIVE_ADMIN_KEYS``; without one nobody may change what
-    is served. ``probe_interval_s``: about how often an idle backend is asked for a token.
+    is served. ``probe_interval_s``: about how often an idle backend is asked for a token. ``adapters``: the
+    ``adapters.toml`` that pods with an ``admin_key`` are kept at; ``adapters_remove``: what it does not list
+    is removed there.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +42,8 @@ class GatewaySettings(Section):
     drain_s: Seconds = 20
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
     cors_origins: tuple[str, ...] = ()
+    adapters: Path | None = None
+    adapters_remove: bool = False
 
     @field_validator("api_keys", "admin_keys")
     @classmethod
@@ -57,6 +61,7 @@ class BackendSettings(Section):
     that broke off elsewhere; learned from its answers when left out. ``probe``: ``token`` asks it for one
     token while nobody else does, ``passive`` waits for a caller's request. ``position_seeds``: it draws the
     noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
+    ``admin_key``: of a sive with an engine that is to be kept at the gateway's list of adapters.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -64,6 +69,8 @@ class BackendSettings(Section):
     url: AnyHttpUrl | None = None
     api_key: SecretStr | None = None
     api_key_env: str | None = None
+    admin_key: SecretStr | None = None
+    admin_key_env: str | None = None
     fields: Literal["all", "openai"] | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None = None
     resume: Literal["tokens", "text", "none"] | None = None

@@ -103,6 +103,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and give what runs ``drain_s`` to finish."""
+        self._gateway.stopping.set()
         drain_s = self._gateway.settings.gateway.drain_s
         timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.end_all)
         try:

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve import doors, status
 from sive_serve.admin import check_admin_key, routes
-from sive_serve.doors.callers import authorization, needs_no_key
+from sive_serve.doors.callers import SpaceKeys, needs_no_key
 from sive_serve.gateway import ANSWER_HEADERS, Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
-    app: ASGIApp = _Front(gateway, _pages(gateway))
+    app: ASGIApp = SpaceKeys(_Front(gateway, _pages(gateway)))
     if origins := gateway.settings.gateway.cors_origins:
         app = CORSMiddleware(
             app,
@@ -45,7 +45,7 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and not needs_no_key(scope["path"]):
             headers = Headers(scope=scope)
-            key = authorization(headers)
+            key = headers.get("authorization", "")
             try:
                 if scope["path"].startswith("/admin"):
                     check_admin_key(self._gateway.admin_keys, key)

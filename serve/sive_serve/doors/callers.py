@@ -1,17 +1,14 @@
 """What the doors know of their callers: where the key is, and how an error is told."""
 
-from collections.abc import Mapping
-
-from fastapi import Request
 from fastapi.responses import JSONResponse
 from sive.errors import RequestError
-from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve.doors.answers import AnswerError
 from sive_serve.gateway import Gateway
 
-SPACE_KEY = "x-hf-authorization"
-"""Where ``gradio_client`` puts its ``token``: Hugging Face's proxy takes it there, and so do we."""
+SPACE_KEY = b"x-hf-authorization"
+"""Where ``gradio_client`` puts its ``token``, as Hugging Face's proxy wants it."""
 
 
 NO_KEY = ("/health", "/gradio_api/cancel", "/gradio_api/reset", "/cancel", "/reset")
@@ -23,15 +20,20 @@ def needs_no_key(path: str) -> bool:
     return path in NO_KEY
 
 
-def authorization(headers: Headers) -> str:
-    """The key that a caller of a door came with, as an ``Authorization`` header."""
-    return headers.get("authorization") or headers.get(SPACE_KEY, "")
+class SpaceKeys:
+    """Puts the key of ``gradio_client``'s ``token`` where everybody looks for one, unless one is there."""
 
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-def headers_of(request: Request) -> Mapping[str, str]:
-    """A caller's headers, with its key where the gateway looks for one."""
-    key = authorization(request.headers)
-    return dict(request.headers) | ({"authorization": key} if key else {})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Look at the head, and pass the request on."""
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            if SPACE_KEY in headers and b"authorization" not in headers:
+                moved = [*scope["headers"], (b"authorization", headers[SPACE_KEY])]
+                scope = {**scope, "headers": moved}
+        await self._app(scope, receive, send)
 
 
 def refused(gateway: Gateway, problem: RequestError) -> JSONResponse:

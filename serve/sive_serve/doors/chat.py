@@ -9,7 +9,7 @@ from sive.protocol import Json
 
 from sive_serve.asgi import json_body, while_here
 from sive_serve.doors.answers import Answer, Question, default_model, known_model, options
-from sive_serve.doors.callers import headers_of, refused
+from sive_serve.doors.callers import refused
 from sive_serve.doors.history import messages, with_answer
 from sive_serve.gateway import Gateway
 
@@ -26,7 +26,7 @@ def routes(gateway: Gateway) -> APIRouter:
             if philosopher:
                 asked["philosopher"] = philosopher
             turn = question(gateway, asked)
-            with Answer(gateway, turn, headers_of(request), stream=False) as answer:
+            with Answer(gateway, turn, request.headers, stream=False) as answer:
                 text = await while_here(request, answer.whole())
                 return JSONResponse(answered(turn.model, asked, text), headers=await answer.headers())
         except RequestError as problem:

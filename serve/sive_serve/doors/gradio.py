@@ -15,7 +15,7 @@ from sive.protocol import Json
 from sive_serve.asgi import EventStream, body_of, json_object, while_here
 from sive_serve.doors import gradio_messages as messages
 from sive_serve.doors.answers import Answer, Question, default_model, known_model
-from sive_serve.doors.callers import headers_of, noted
+from sive_serve.doors.callers import noted
 from sive_serve.doors.gradio_functions import API_PREFIX, Functions
 from sive_serve.doors.gradio_jobs import Done, Failed, Grown, Job, Jobs, Started, Stream
 from sive_serve.doors.gradio_turn import Turn, named, turn
@@ -137,7 +137,7 @@ class _Door:
             is_named = name.strip("/") != "predict"
             function = self._functions.named(name) if is_named else self._functions.at(asked.get("fn_index"))
             made = turn(function, asked.get("data"))
-            with Answer(self._gateway, self._question(made), headers_of(request), stream=False) as answer:
+            with Answer(self._gateway, self._question(made), request.headers, stream=False) as answer:
                 text = await while_here(request, answer.whole())
                 taken_s = time.monotonic() - started_at
                 output = {"data": made.outputs(text), "is_generating": False, "duration": taken_s}
@@ -166,7 +166,7 @@ class _Door:
         self._jobs.check_room(size)
         made = turn(function, asked.get("data"))
         event_id = secrets.token_hex(16)
-        headers = {"x-request-id": event_id, **headers_of(request)}
+        headers = {"x-request-id": event_id, **request.headers}
         answer = Answer(self._gateway, self._question(made), headers, stream=True)
         session = str(asked.get("session_hash") or event_id), headers.get("authorization", "")
         self._jobs.add(Job(event_id, session, made, answer, size=size))
@@ -189,7 +189,7 @@ class _Door:
 
     async def call_stream(self, request: Request, event_id: str) -> Response:
         """The answer to one call, each time all that is said so far."""
-        job = self._jobs.read_one(event_id, headers_of(request).get("authorization", ""))
+        job = self._jobs.read_one(event_id, request.headers.get("authorization", ""))
         if job is None:
             return EventStream(_once(messages.event("error", messages.NOT_FOUND)), close=lambda: None)
         stream = Stream()
@@ -218,7 +218,7 @@ class _Door:
 
     async def session_stream(self, request: Request, session_hash: str = "") -> EventStream:
         """All calls of one session, as they go on."""
-        session = session_hash, headers_of(request).get("authorization", "")
+        session = session_hash, request.headers.get("authorization", "")
         stream = self._jobs.read_session(session)
         if stream is None:
             return EventStream(_once(messages.session_not_found()), close=lambda: None)

@@ -64,7 +64,6 @@ class Functions:
             "app_id": 1,
             "title": "sive",
             "space_id": None,
-            "is_space": False,
             "enable_queue": True,
             "show_error": True,
             "connect_heartbeat": False,

@@ -134,8 +134,10 @@ class Stream:
 class Jobs:
     """All calls that are not over: each waits to be read, or a stream reads it."""
 
-    def __init__(self, *, unread_s: float = UNREAD_S) -> None:
-        self._unread_s = unread_s
+    def __init__(
+        self, *, max_jobs: int = MAX_JOBS, max_bytes: int = MAX_BYTES, unread_s: float = UNREAD_S
+    ) -> None:
+        self._max_jobs, self._max_bytes, self._unread_s = max_jobs, max_bytes, unread_s
         self._jobs: dict[str, Job] = {}
         self._unread: dict[str, asyncio.TimerHandle] = {}
         self._streams: dict[Session, Stream] = {}
@@ -147,7 +149,7 @@ class Jobs:
             RequestError: 503, which Gradio's clients know as a queue that is full.
         """
         held = sum(job.size for job in self._jobs.values())
-        if len(self._jobs) >= MAX_JOBS or held + size > MAX_BYTES:
+        if len(self._jobs) >= self._max_jobs or held + size > self._max_bytes:
             message = "too many calls wait to be read: read or cancel those that were made"
             raise RequestError(message, status=503, type="server_error", code="queue_full")
 

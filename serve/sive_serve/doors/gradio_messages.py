@@ -12,6 +12,9 @@ NOT_FOUND = "404: Not Found"
 """What Gradio says of a session or a call that it does not know; clients start anew on it."""
 
 
+NO_CACHE = {"used_cache": None, "cache_duration": None, "avg_time": None}
+
+
 def message(msg: str, event_id: str | None = None, **more: Any) -> bytes:
     """One message of a session's stream."""
     return b"data: " + dumps({"msg": msg, "event_id": event_id, **more}) + b"\n\n"
@@ -32,12 +35,14 @@ def generating(event_id: str, data: list[Any], speaker: Json) -> bytes:
 def completed(event_id: str, data: list[Any], speaker: Json) -> bytes:
     """The whole."""
     output = {"data": data, "is_generating": False, **_times(), "sive": speaker}
-    return message("process_completed", event_id, output=output, success=True, title=None)
+    return message("process_completed", event_id, output=output, success=True, title=None, **NO_CACHE)
 
 
 def failed(event_id: str, problem: RequestError) -> bytes:
     """It could not be answered, or broke off."""
-    return message("process_completed", event_id, output=failure(problem), success=False, title="Error")
+    return message(
+        "process_completed", event_id, output=failure(problem), success=False, title="Error", **NO_CACHE
+    )
 
 
 def session_not_found() -> bytes:
@@ -56,4 +61,5 @@ def failure(problem: RequestError) -> Json:
 
 
 def _times() -> Json:
-    return {"duration": None, "average_duration": None, "render_config": None, "changed_state_ids": []}
+    times = {"duration": None, "average_duration": None}
+    return {**times, "render_config": None, "changed_state_ids": [], "used_cache": None}

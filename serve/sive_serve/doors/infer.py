@@ -7,7 +7,7 @@ from sive.protocol import Json
 
 from sive_serve.asgi import json_body, while_here
 from sive_serve.doors.answers import Answer, Question, default_model, known_model, options
-from sive_serve.doors.callers import headers_of, refused
+from sive_serve.doors.callers import refused
 from sive_serve.gateway import Gateway
 
 
@@ -19,7 +19,7 @@ def routes(gateway: Gateway) -> APIRouter:
     async def infer(request: Request) -> JSONResponse:
         try:
             asked = await json_body(request, max_bytes=gateway.settings.gateway.max_body_bytes)
-            with Answer(gateway, question(gateway, asked), headers_of(request), stream=False) as answer:
+            with Answer(gateway, question(gateway, asked), request.headers, stream=False) as answer:
                 result = await while_here(request, answer.whole())
                 return JSONResponse({"result": result}, headers=await answer.headers())
         except RequestError as problem:

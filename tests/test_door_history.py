@@ -67,19 +67,10 @@ def test_the_answer_joins_the_history_in_its_own_form() -> None:
 def test_edits_lead_from_one_output_to_the_next(history: list[Any]) -> None:
     """What a client makes of the edits is what a call's own stream would have said."""
     made = turn(CHAT, ["now", history])
-    message, kept = made.outputs("Deus ")
-    for output, edits in zip((message, kept), made.growth("sive"), strict=True):
-        for action, path, more in edits:
-            assert action == "append"
-            if not path:
-                message = output + more
-                continue
-            *way, last = path
-            target = output
-            for step in way:
-                target = target[step]
-            target[last] += more
-    assert [message, kept] == made.outputs("Deus sive")
+    message, _ = made.outputs("Deus ")
+    (append,), (replace,) = made.edits("sive", "Deus sive")
+    assert (append[:2], replace[:2]) == (["append", []], ["replace", []])
+    assert [message + append[2], replace[2]] == made.outputs("Deus sive")
 
 
 @pytest.mark.parametrize(

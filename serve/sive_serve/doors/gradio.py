@@ -28,7 +28,7 @@ MIN_GAP_S = 0.02
 """Between two events of one answer; what comes meanwhile goes together."""
 
 MAX_REPEATED_BYTES_PER_S = 2_000_000
-"""A call's own stream repeats in each event all that was said, and the history."""
+"""Each event repeats the history, and a call's own stream also all that was said."""
 
 PREFIXES = (API_PREFIX, "")
 """Gradio 5 and later, and before."""
@@ -206,7 +206,7 @@ class _Door:
                 case (job, Grown(_, text)):
                     event = messages.event("generating", job.turn.outputs(text))
                     yield event
-                    await asyncio.sleep(max(MIN_GAP_S, len(event) / MAX_REPEATED_BYTES_PER_S))
+                    await asyncio.sleep(_gap_s(event))
                 case (job, Done(text)):
                     self._jobs.over(job)
                     yield messages.event("complete", job.turn.outputs(text))
@@ -233,9 +233,10 @@ class _Door:
                     yield messages.starts(job.event_id)
                 case (job, Grown(more, text)):
                     is_first = more == text
-                    data = job.turn.outputs(text) if is_first else job.turn.growth(more)
-                    yield messages.generating(job.event_id, data, _speaker(job))
-                    await asyncio.sleep(MIN_GAP_S)
+                    data = job.turn.outputs(text) if is_first else job.turn.edits(more, text)
+                    event = messages.generating(job.event_id, data, _speaker(job))
+                    yield event
+                    await asyncio.sleep(_gap_s(event))
                 case (job, Done(text)):
                     self._jobs.over(job)
                     yield messages.completed(job.event_id, job.turn.outputs(text), _speaker(job))
@@ -246,6 +247,10 @@ class _Door:
                     yield messages.message("heartbeat")
         self._jobs.close(stream, session)
         yield messages.message("close_stream")
+
+
+def _gap_s(event: bytes) -> float:
+    return max(MIN_GAP_S, len(event) / MAX_REPEATED_BYTES_PER_S)
 
 
 def _speaker(job: Job) -> Json:

@@ -7,7 +7,7 @@ from sive.config import FunctionSettings
 from sive.errors import RequestError
 from sive.protocol import Json
 
-from sive_serve.doors.history import Messages, is_pairs, messages, with_answer
+from sive_serve.doors.history import Messages, messages, with_answer
 
 PARAMETERS = ("message", "history", "philosopher")
 
@@ -25,11 +25,14 @@ class Turn:
         """(message, history) -> (message, history): the answer so far, and the history with it."""
         return [text, with_answer(self.history, self.message, text)]
 
-    def growth(self, more: str) -> list[Any]:
-        """What changes in the outputs when ``more`` is said, as the edits of protocol ``sse_v3``."""
-        number = len(self.history)
-        path = [number, 1] if is_pairs(self.history) else [number + 1, "content"]
-        return [[["append", [], more]], [["append", path, more]]]
+    def edits(self, more: str, text: str) -> list[Any]:
+        """What changes in the outputs when ``more`` is said, as protocol ``sse_v3`` tells it.
+
+        An edit inside the history would be smaller; ``@gradio/client`` makes it in the very history that it
+        has given out before.
+        """
+        _, history = self.outputs(text)
+        return [[["append", [], more]], [["replace", [], history]]]
 
 
 def turn(function: FunctionSettings, data: Any) -> Turn:

@@ -22,14 +22,9 @@ def messages(history: Any, message: str) -> Messages:
     return [*said, {"role": "user", "content": message}]
 
 
-def is_pairs(history: Any) -> bool:
-    """Does it keep pairs? The oldest clients do, and an empty one is theirs."""
-    return not history or isinstance(history[0], list)
-
-
 def with_answer(history: Any, message: str, answer: str) -> list[Any]:
-    """The history with this question and its answer, in the form that it came in."""
-    if is_pairs(history):
+    """The history with this question and its answer, in the form that it came in; an empty one keeps pairs."""
+    if not history or isinstance(history[0], list):
         return [*(history or []), [message, answer]]
     return [*history, {"role": "user", "content": message}, {"role": "assistant", "content": answer}]
 

@@ -32,6 +32,8 @@ REFUSAL = "it is said so"
 KEY = "sk-one"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 
+pytestmark = pytest.mark.timeout(300)  # a Gradio app starts in 10 s, on a busy machine in 60
+
 Ask = Callable[..., list[dict[str, Any]]]
 
 

@@ -15,7 +15,9 @@ from sive_serve.inner import Inner
 OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "stop")
 """What a door passes on of a request, when it is there; ``max_new_tokens`` is what transformers calls one."""
 
-STOPPED = "the server is stopping, and cut the answer"
+SPINOZA = "spinoza"
+
+CUT = "the answer was cut: the server stops, or nobody read it for too long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,10 @@ def known_model(gateway: Gateway, name: Any, what: str) -> str:
 
 
 def default_model(gateway: Gateway) -> str:
-    """Who answers clients that name nobody: as configured, else the Space's own Spinoza, else the first."""
-    wanted = gateway.settings.compat.model
-    return wanted if wanted in gateway.table else next(iter(gateway.table), wanted)
+    """Who answers clients that name nobody: as configured, else the old Space's Spinoza, else the first."""
+    if (configured := gateway.settings.compat.model) is not None:
+        return configured
+    return SPINOZA if SPINOZA in gateway.table else next(iter(gateway.table), SPINOZA)
 
 
 class AnswerError(RequestError):
@@ -108,7 +111,7 @@ class Answer:
         try:
             _, told = await self._inner.head()
         except LostError as lost:
-            raise _stopped() from lost
+            raise _cut() from lost
         return {name: told[name] for name in ANSWER_HEADERS if name in told}
 
     async def whole(self) -> str:
@@ -122,8 +125,9 @@ class Answer:
             status, _ = await self._inner.head()
             answer = loads(await self._inner.whole())
         except LostError as lost:
-            raise _stopped() from lost
-        if (failure := _error(answer, status)) is not None:
+            raise _cut() from lost
+        if status != 200:
+            failure = _failure(answer, status)
             failure.headers = headers
             raise failure
         self._note(answer)
@@ -138,20 +142,20 @@ class Answer:
         splitter = sse.Splitter()
         try:
             status, _ = await self._inner.head()
-            if status != 200 and (failure := _error(loads(await self._inner.whole()), status)) is not None:
-                raise failure
+            if status != 200:
+                raise _failure(loads(await self._inner.whole()), status)
             async for piece in self._inner.pieces():
                 yield "".join([self._read(one) for one in sse.split(splitter.feed(piece))])
         except LostError as lost:
-            raise _stopped() from lost
+            raise _cut() from lost
 
     def _read(self, event: bytes) -> str:
         data = sse.read(event)
         if data is None or data.is_done:
             return ""
         chunk = data.json()
-        if (failure := _error(chunk, 502)) is not None:
-            raise failure
+        if chunk.get("error"):
+            raise _failure(chunk, 502)
         self._note(chunk)
         return _text(chunk.get("choices") or [], "delta")
 
@@ -164,19 +168,18 @@ def _text(choices: list[Json], where: str) -> str:
     return "".join(choice.get(where, {}).get("content") or "" for choice in choices[:1])
 
 
-def _error(said: Json, status: int) -> AnswerError | None:
-    """What went wrong, if something did; ``status`` is for errors inside a stream, which say none."""
-    problem = said.get("error")
-    if not problem:
-        return None
-    code = problem.get("code")
+def _failure(said: Any, status: int) -> AnswerError:
+    """What went wrong; errors inside a stream say no ``status``, and count as a bad gateway's."""
+    problem = said.get("error") if isinstance(said, dict) else None
+    told = problem if isinstance(problem, dict) else {}
+    code = told.get("code")
     return AnswerError(
-        str(problem.get("message") or "the backend gave no reason"),
+        str(told.get("message") or f"the gateway answered HTTP {status}"),
         status=status,
-        type=problem.get("type") or "server_error",
+        type=told.get("type") or "server_error",
         code=code if isinstance(code, str) else None,
     )
 
 
-def _stopped() -> AnswerError:
-    return AnswerError(STOPPED, status=503, type="server_error", code="shutting_down")
+def _cut() -> AnswerError:
+    return AnswerError(CUT, status=503, type="server_error", code="shutting_down")

@@ -23,7 +23,7 @@ def messages(history: Any, message: str) -> Messages:
 
 
 def with_answer(history: Any, message: str, answer: str) -> list[Any]:
-    """The history with this question and its answer, in the form that it came in; an empty one keeps pairs."""
+    """The history with this question and its answer, in its own form; an empty one keeps pairs."""
     if not history or isinstance(history[0], list):
         return [*(history or []), [message, answer]]
     return [*history, {"role": "user", "content": message}, {"role": "assistant", "content": answer}]

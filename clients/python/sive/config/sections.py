@@ -161,7 +161,7 @@ class CompatSettings(Section):
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    model: str = "spinoza"
+    model: str | None = None
     greeting_in_history: bool = False
     functions: tuple[FunctionSettings, ...] = (FunctionSettings(name="/chat_function"),)
 

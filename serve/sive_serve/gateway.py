@@ -27,8 +27,9 @@ from sive.wires.turn import Turn
 from sive_serve.auth import KeyRing
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
+from sive_serve.exchange import Exchange
 from sive_serve.garbage import collect_rarely, tidy
-from sive_serve.http import Exchange, refusal
+from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
 from sive_serve.pod_reconciler import reconciler
 from sive_serve.prober import Prober
@@ -57,6 +58,7 @@ class Gateway:
     """Routes, wires, keys, metrics and the engine of one server.
 
     ``start`` and ``stop`` belong to the event loop that serves; the constructor only looks at the disk.
+    ``stopping``: set when the server takes no more; whoever only keeps a connection open ends it then.
     """
 
     def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
@@ -67,6 +69,7 @@ class Gateway:
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())
         self.running: set[Exchange] = set()
+        self.stopping = asyncio.Event()
         self.metrics.in_flight.set_function(lambda: len(self.running))
         self.request_log = RequestLog()
         self.policy = Policy(clocks(settings))
@@ -113,6 +116,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop asking, cut what still runs, close the wires and stop the engine."""
+        self.stopping.set()
         self._tidying.cancel()
         for change in self.changes:
             change.cancel()

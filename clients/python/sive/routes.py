@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sive.backends import Backend, Request
+from sive.backends.openai import LOCAL_CHOICES
 from sive.calls import Call
 from sive.protocol import Json
 
@@ -79,6 +80,8 @@ def request_for(
     stream = call.stream if streams is None else streams
     known = rung.backend.known_fields
     dropped = [] if known is None else [name for name in call.body if name not in known]
+    if rung.backend.is_local and (call.body.get("n") or 1) > LOCAL_CHOICES:
+        dropped.append("n")
     body = dict(call.body)
     for name in dropped:
         del body[name]
@@ -102,12 +105,13 @@ def request_for(
     if rung.backend.is_local and rung.is_degraded:
         headers["x-sive-truncate"] = "1"
     choices = call.prompts * (body.get("n") or 1)
-    return Request(call.endpoint, body, stream, headers, choices), _said(call.body, dropped)
+    return Request(call.endpoint, body, stream, headers, choices), _said(call, dropped)
 
 
-def _said(body: Json, dropped: list[str]) -> list[str]:
-    """Only what meant something: an explicit null or ``n: 1`` asks for nothing."""
-    return sorted(name for name in dropped if body[name] is not None and (name, body[name]) != ("n", 1))
+def _said(call: Call, dropped: list[str]) -> list[str]:
+    """Only what the caller sent and meant: an explicit null or ``n: 1`` asks for nothing."""
+    meant = (name for name in dropped if call.body[name] is not None and (name, call.body[name]) != ("n", 1))
+    return sorted(name for name in meant if call.was_sent(name))
 
 
 def _has_system_message(body: Json) -> bool:

@@ -27,8 +27,9 @@ from sive.wires.turn import Turn
 from sive_serve.auth import KeyRing
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
+from sive_serve.exchange import Exchange
 from sive_serve.garbage import collect_rarely, tidy
-from sive_serve.http import Exchange, refusal
+from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog

@@ -6,7 +6,6 @@ Every other request takes uvicorn's way to the ASGI application.
 """
 
 import asyncio
-import hmac
 import math
 import re
 import urllib.parse
@@ -20,6 +19,7 @@ from sive.routes import Model
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sive_serve.direct import Direct
+from sive_serve.exchange import is_of
 
 if TYPE_CHECKING:
     from sive_serve.gateway import Gateway
@@ -352,8 +352,7 @@ class Exchange:
 
     def came_with(self, authorization: str) -> bool:
         """Did the request come with this ``Authorization`` header?"""
-        mine = self.headers.get("authorization", "")
-        return hmac.compare_digest(mine.encode("latin-1"), authorization.encode("latin-1"))
+        return is_of(self.headers, authorization)
 
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the caller is told."""

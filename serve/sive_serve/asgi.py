@@ -1,0 +1,62 @@
+"""What faces need of ASGI: a body that is bounded, and a caller who may leave while it waits."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from sive.errors import RequestError
+from sive.protocol import Json, loads
+from starlette.requests import ClientDisconnect, Request
+
+T = TypeVar("T")
+
+LEFT_STATUS = 499
+"""nginx's code for a caller who left; nobody reads it."""
+
+
+async def json_body(request: Request, *, max_bytes: int) -> Json:
+    """The JSON object that a request brings.
+
+    Raises:
+        RequestError: it is too large, or no JSON object.
+    """
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > max_bytes:
+                message = f"the request body is larger than {max_bytes} bytes"
+                raise RequestError(message, status=413, code="request_too_large")
+    except ClientDisconnect as exc:
+        raise RequestError("the caller left", status=LEFT_STATUS, code="caller_left") from exc
+    try:
+        asked = loads(bytes(body))
+    except ValueError as exc:
+        raise RequestError(f"the body is not valid JSON: {exc}", code="invalid_json") from exc
+    if not isinstance(asked, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    return asked
+
+
+async def while_here(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do it while the caller, whose body was read, waits for it; stop when it leaves.
+
+    Raises:
+        RequestError: the caller left.
+    """
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise RequestError("the caller left", status=LEFT_STATUS, code="caller_left")
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

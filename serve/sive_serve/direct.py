@@ -35,6 +35,8 @@ Ended = Callable[[Report, Exception | None], None]
 
 def is_direct(call: Call, model: Model, health: Health, now: float) -> bool:
     """Would a chain do nothing but ask the first rung and wait for its answer?"""
+    if call.lack is not None or call.origin is not None:
+        return False
     if call.stream or model.guards_json or model.hedges or not model.rungs:
         return False
     rung = model.rungs[0]

@@ -117,6 +117,7 @@ def local_rung(local: LocalModel) -> Rung:
         wire="local",
         is_local=True,
         resume="text",
+        endpoints=frozenset(),
     )
     return Rung(backend, local.name, local.why, local.weights)
 
@@ -269,6 +270,7 @@ def _backend(settings: BackendSettings) -> Backend:
         probe=settings.probe or preset.probe,
         max_in_flight=settings.max_in_flight,
         position_seeds=settings.position_seeds,
+        endpoints=frozenset(settings.endpoints) if settings.endpoints is not None else preset.endpoints,
     )
 
 

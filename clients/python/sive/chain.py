@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sive import ability, resume, words
 from sive.attempts import Attempt, Attempts
 from sive.calls import Call
-from sive.candidates import Candidates
+from sive.candidates import LACKS, Candidates
 from sive.chunks import finish_reasons, is_error, refusal_status
 from sive.errors import LOST_IN_WORDS
 from sive.events import (
@@ -38,7 +38,9 @@ from sive.report import Report
 from sive.resume import Plan
 from sive.rewrite import Diverged, Limited, RewritingRelay, Voice, carrying_on
 from sive.routes import Model, Rung
+from sive.through import THROUGH
 from sive.transcript import Transcript
+from sive.typed_relay import TypedRelay
 from sive.words import Told, Words
 
 Waiting = Generator[Step, Incoming, Incoming]
@@ -242,6 +244,8 @@ class Chain:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
+        elif self._lacks_endpoint(attempt, head, body):
+            self._ask_otherwise(attempt)
         elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
             self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
@@ -257,6 +261,19 @@ class Chain:
         else:
             what = f"a {head.status} that is no answer" if head.status < 400 else f"HTTP {head.status}"
             self._failed(attempt, f"http_{head.status}", what, verdict)
+
+    def _lacks_endpoint(self, attempt: Attempt, head: Head, body: bytes) -> bool:
+        is_through = attempt.plan.request.endpoint in THROUGH
+        return is_through and self._policy.lacks_endpoint(head.status, dict(head.headers), body)
+
+    def _ask_otherwise(self, attempt: Attempt) -> None:
+        """It has no such endpoint: a chat completion may do as well."""
+        rung, asked = attempt.rung, self._call.asked
+        self._health.learn_lack(rung, asked.endpoint, self._now)
+        if self._call.origin is not None:
+            self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
+        else:
+            self._failed(attempt, LACKS, f"has no /v1/{asked.endpoint}", Verdict("next_rung"))
 
     def _refuses_ids(self, attempt: Attempt, head: Head, body: bytes) -> bool:
         """Is the error about a field that only we asked for?"""
@@ -344,7 +361,7 @@ class Chain:
         if attempt.plan.level is None:
             self._speaker = rung
         if attempt.plan.level is None and not attempt.plan.keeps_stop:
-            relay: Relay = self._passing_on(attempt, label)
+            relay = self._passing_on(attempt, label)
         else:
             relay = carrying_on(attempt.plan, label, self._voice, ability.stops(self._call))
         self.report.answered_by(rung, self._now)
@@ -354,8 +371,10 @@ class Chain:
         relay.fed_at = relay.waits_since = self._now
         return relay
 
-    def _passing_on(self, attempt: Attempt, label: Label) -> StreamRelay:
+    def _passing_on(self, attempt: Attempt, label: Label) -> Relay:
         """For an answer that goes out as it comes."""
+        if attempt.plan.request.endpoint in THROUGH:
+            return TypedRelay(label)
         body, can = attempt.plan.request.body, self._candidates.can
         asks_ids = bool(body.get("return_token_ids"))
         choices = (attempt.first or {}).get("choices") or [{}]

@@ -1,5 +1,6 @@
 """What passes from one backend to the caller, and what happens in it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,6 +67,7 @@ class Relay:
     the time of the last chunk, ``waits_since`` when the patience with the next one began, ``is_blocked``
     says that the caller is slow to take them, ``chunks`` and ``malformed`` count events, ``usage`` is what
     the backend counted. ``gathered``: where the bytes go instead, when the caller wants one piece.
+    ``rewrites``: what becomes of them for a caller of another protocol.
     A subclass says what becomes of a chunk.
     """
 
@@ -77,6 +79,7 @@ class Relay:
         self.malformed = 0
         self.usage: Json | None = None
         self.gathered: Gathering | None = None
+        self.rewrites: Callable[[bytes], bytes] | None = None
         self._happening: Happening | None = None
         self._label = label
         self._wants_usage = wants_usage
@@ -97,7 +100,7 @@ class Relay:
         if self.gathered is not None:
             self.gathered.append(out)
             return b""
-        return out
+        return out if self.rewrites is None else self.rewrites(out)
 
     @property
     def is_finished(self) -> bool:

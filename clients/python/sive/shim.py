@@ -12,7 +12,7 @@ from sive.chain import Chain
 from sive.config import Loaded, Settings
 from sive.drive import Caller, Driver, Wires
 from sive.errors import RequestError
-from sive.faces import StreamFace, WholeFace
+from sive.face_of import face_of
 from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.protocol import Endpoint
@@ -66,8 +66,7 @@ class Shim:
         """
         call = parse(endpoint, body, request.headers)
         model, policy, health = self._route(call, request)
-        face = StreamFace() if call.stream else WholeFace(call)
-        return Chain(call, model, face, policy, health=health, now=now)
+        return Chain(call, model, face_of(call), policy, health=health, now=now)
 
     def driver(self, chain: Chain, caller: Caller) -> Driver:
         """What runs a chain on the current event loop."""

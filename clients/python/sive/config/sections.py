@@ -1,9 +1,13 @@
 """The sections of ``sive.toml`` as frozen, typed settings; see docs/configuration.md for every key."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
+"""``null`` is none: every sandboxed page has it."""
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -41,6 +45,15 @@ class GatewaySettings(Section):
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
     cors_origins: tuple[str, ...] = ()
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_spelled_as_browsers_do(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                wanted = "scheme://host or scheme://host:port in lower case, without a path, or '*'"
+                raise ValueError(f"{origin!r} is no origin of a page: write {wanted}")
+        return origins
+
     @field_validator("api_keys", "admin_keys")
     @classmethod
     def _keys_say_something(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -57,6 +70,7 @@ class BackendSettings(Section):
     that broke off elsewhere; learned from its answers when left out. ``probe``: ``token`` asks it for one
     token while nobody else does, ``passive`` waits for a caller's request. ``position_seeds``: it draws the
     noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
+    ``endpoints``: what it has beside chat completions and completions; learned when left out.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -70,6 +84,7 @@ class BackendSettings(Section):
     probe: Literal["token", "passive"] | None = None
     max_in_flight: Annotated[int, Field(gt=0)] | None = None
     position_seeds: bool = False
+    endpoints: tuple[Literal["embeddings", "messages", "responses"], ...] | None = None
 
 
 class RungSettings(Section):

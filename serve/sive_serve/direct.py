@@ -14,7 +14,7 @@ from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
 from sive.candidates import MAX_BYTES_PER_TOKEN
 from sive.chain import Chain
-from sive.drive import MAX_REPLY_BYTES, Caller, Driver
+from sive.drive import Caller, Driver
 from sive.errors import LostError
 from sive.events import Begin, Command, End, Head
 from sive.faces import WholeFace, whole
@@ -130,8 +130,9 @@ class Direct:
         """Some of its answer."""
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > MAX_REPLY_BYTES:
-            self._hand_over(LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes"))
+        limit = self._policy.limits.reply
+        if self._size > limit:
+            self._hand_over(LostError("too_large", f"a reply of more than {limit} bytes"))
 
     def on_end(self) -> None:
         """Its answer is complete: pass it on if it is one."""

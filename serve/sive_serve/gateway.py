@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
-from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local
+from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local, limits
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, check_weights, parse, request_id, with_sampling
@@ -65,7 +65,7 @@ class Gateway:
         self.running: set[Exchange] = set()
         self.metrics.in_flight.set_function(lambda: len(self.running))
         self.request_log = RequestLog()
-        self.policy = Policy(clocks(settings))
+        self.policy = Policy(clocks(settings), limits(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
         self.local = describe_local(settings.local)

@@ -9,7 +9,7 @@ from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
 from sive.backends.presets import PRESETS
 from sive.config import BackendSettings, LocalSettings, ModelSettings, RungSettings, Settings
 from sive.errors import ConfigError
-from sive.policy import Clocks
+from sive.policy import Clocks, Limits
 from sive.protocol import Json
 from sive.routes import Model, Rung, Table
 
@@ -78,6 +78,11 @@ def clocks(settings: Settings) -> Clocks:
         rest_s=gateway.rest_s,
         refusal_s=gateway.refusal_s,
     )
+
+
+def limits(settings: Settings) -> Limits:
+    """How much a backend may send, and a request may keep."""
+    return Limits(reply=settings.gateway.max_reply_bytes, held=settings.gateway.max_held_bytes)
 
 
 def build_table(

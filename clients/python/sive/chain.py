@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sive import ability, resume, words
 from sive.attempts import Attempt, Attempts
+from sive.budget import Budget
 from sive.calls import Call
 from sive.candidates import LACKS, Candidates
 from sive.chunks import finish_reasons, is_error, refusal_status
@@ -74,7 +75,8 @@ class Chain:
     """Asks the rungs of a model in order until one answers, and others to carry on when it breaks off.
 
     ``health``: what is known of the backends; it is told how they do. ``now``: when the request came.
-    ``is_probe``: nobody waits for this answer, so its speed says nothing about answers.
+    ``is_probe``: nobody waits for this answer, so its speed says nothing about answers. ``limits``: how much
+    may be kept in memory; whoever keeps something takes it from ``budget``.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Chain:
         is_probe: bool = False,
     ) -> None:
         self.report = Report(call, started_at=now)
+        self.limits = policy.limits
         self._call = call
         self._model = model
         self._face = face
@@ -99,6 +102,8 @@ class Chain:
         self._now = now
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
+        self.budget = Budget(policy.limits.held)
+        self._gathered_bytes = 0
         self._do: list[Command] = []
         self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)
         # It is told the time: a function of ours in it would be a cycle, which only the collector frees.
@@ -352,6 +357,7 @@ class Chain:
             self._deadline = relay.waits_since + budget_s
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
+            self._gathered_bytes += relay.gathered_bytes
             self._attempts.drop(attempt, relay=relay)
         return cut if isinstance(cut, _Cut) else self._finish(attempt.rung, cut, relay.usage)
 
@@ -369,6 +375,7 @@ class Chain:
         self._health.answered(rung, first_token_s, self._now, relay)
         self._do += [*self._face.begin(relay, self._words.headers(rung)), RelayCommand(attempt.id, relay)]
         relay.fed_at = relay.waits_since = self._now
+        relay.budget = self.budget
         return relay
 
     def _passing_on(self, attempt: Attempt, label: Label) -> Relay:
@@ -494,6 +501,8 @@ class Chain:
     def _start_over(self, cut: _Cut) -> Asking:
         """Nothing was shown yet, so another answer may begin."""
         self._face.start_over()
+        self.budget.give_back(self._gathered_bytes)
+        self._gathered_bytes = 0
         self._voice = Voice.of(self._call)
         self.report.first_token_at = None
         winner = yield from self._ask_in_turn(self._candidates.in_turn())

@@ -59,6 +59,19 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes.
+
+    ``reply``: of what a backend may send in one piece. ``held``: of all that one request keeps in memory,
+    over all attempts: replies, what came before a first token, an answer that is put together or that could
+    be carried on.
+    """
+
+    reply: int = 32_000_000
+    held: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What follows an outcome, and whose breaker it counts for.
 
@@ -81,6 +94,7 @@ class Policy:
     """
 
     clocks: Clocks = Clocks()
+    limits: Limits = Limits()
     strict: bool = False
     attempts: int = 2
     failures: int = 3

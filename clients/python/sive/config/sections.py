@@ -25,6 +25,8 @@ class GatewaySettings(Section):
     its 200 and ``: waiting`` comments while rungs are still tried. ``rest_s``: the longest that a backend
     is left alone after failures. ``admin_keys``: from ``SIVE_ADMIN_KEYS``; without one nobody may change what
     is served. ``probe_interval_s``: about how often an idle backend is asked for a token.
+    ``max_reply_bytes``: of what a backend sends in one piece; ``max_held_bytes``: of all that one request
+    keeps in memory, over all attempts.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +45,8 @@ class GatewaySettings(Section):
     probe_interval_s: Seconds = 3
     drain_s: Seconds = 20
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
+    max_reply_bytes: Annotated[int, Field(gt=0)] = 32_000_000
+    max_held_bytes: Annotated[int, Field(gt=0)] = 64_000_000
     cors_origins: tuple[str, ...] = ()
 
     @field_validator("cors_origins")

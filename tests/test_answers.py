@@ -1,26 +1,16 @@
 """One JSON answer put together from the chunks of its stream: the same as one that never was a stream."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sive import answers, sse
+from sive import sse
 from sive.answers import PORTION_BYTES, Answer
-from sive.chain import Chain
-from sive.drive import Driver
-from sive.faces import WholeFace
-from sive.health import Health
-from sive.protocol import Endpoint, loads
-from sive.routes import Model
-from sive.wires.http import HttpWire
+from sive.protocol import Endpoint
 
-from tests.chain_play import DONE, Json, call, event, policy
-from tests.lab import upstream
-from tests.lab.callers import Listener, on_a_loop, rung_of, seen
-from tests.lab.upstream import Exchange, Upstream
+from tests.chain_play import DONE, Json, event
 
 TEXT = st.text(max_size=6)
 PIECES = st.lists(TEXT, max_size=5)
@@ -144,47 +134,6 @@ def test_a_long_answer_is_read_on_its_way() -> None:
         answer.append(piece)
         assert answer._waiting_bytes <= PORTION_BYTES
     assert set(answer.json()["choices"][0]["text"]) == {"x"}
-
-
-@pytest.mark.parametrize("portion_bytes", [100, 10_000])
-def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch, portion_bytes: int) -> None:
-    """Whatever of it was read already counts too."""
-    piece = event({"choices": [{"index": 0, "text": "x"}]})
-    monkeypatch.setattr(answers, "MAX_ANSWER_BYTES", 20 * len(piece))
-    monkeypatch.setattr(answers, "PORTION_BYTES", portion_bytes)
-    answer = Answer("completions")
-    for _ in range(20):
-        answer.append(piece)
-    assert answer.json()["choices"][0]["text"] == "x" * 20
-    with pytest.raises(ValueError, match=f"more than {20 * len(piece)} bytes"):
-        answer.append(piece)
-
-
-def test_a_neighbour_whose_answer_has_no_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over real sockets: its connection is closed, what it said is forgotten, and the next rung answers."""
-    monkeypatch.setattr(answers, "MAX_ANSWER_BYTES", 100_000)
-
-    async def floods(exchange: Exchange) -> None:
-        await exchange.head()
-        for _ in range(2000):
-            await exchange.event(upstream.chunk(exchange, {"content": "x" * 10_000}))
-        await exchange.gone.wait()
-
-    async def work() -> tuple[Listener, list[str]]:
-        asked, listener, wire = call(), Listener(), HttpWire()
-        model = Model("spinoza", (rung_of("flood", flood), rung_of("good", good)))
-        now = asyncio.get_running_loop().time()
-        chain = Chain(asked, model, WholeFace(asked), policy(), health=Health(policy()), now=now)
-        await Driver(chain, {"http": wire}, listener).run()
-        await seen(lambda: all(one.left_at or one.end != "open" for one in flood.seen), "leaving the flood")
-        await wire.aclose()
-        return listener, [failure.reason for failure in chain.report.failures]
-
-    with Upstream(floods) as flood, Upstream(upstream.answers("Deus ", "sive")) as good:
-        listener, reasons = on_a_loop(work)
-    assert listener.headers["x-sive-backend"] == "good"
-    assert loads(listener.heard)["choices"][0]["message"]["content"] == "Deus sive"
-    assert set(reasons) == {"malformed"}
 
 
 def test_no_chunks_are_no_answer() -> None:

@@ -6,32 +6,25 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from sive.calls import request_id
+from sive.calls import request_id as id_of
 from sive.errors import RequestError
 from sive.protocol import error
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve import doors, status
 from sive_serve.admin import check_admin_key, routes
+from sive_serve.auth import authorization
+from sive_serve.cors import CorsPages
 from sive_serve.doors.callers import SpaceKeys, needs_no_key
-from sive_serve.gateway import ANSWER_HEADERS, Gateway
+from sive_serve.gateway import Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
     app: ASGIApp = SpaceKeys(_Front(gateway, _pages(gateway)))
-    if origins := gateway.settings.gateway.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=ANSWER_HEADERS,
-        )
-    return app
+    return CorsPages(app, gateway.cors) if gateway.cors else app
 
 
 class _Front:
@@ -45,14 +38,14 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and not needs_no_key(scope["path"]):
             headers = Headers(scope=scope)
-            key = headers.get("authorization", "")
+            key = authorization(headers)
             try:
                 if scope["path"].startswith("/admin"):
                     check_admin_key(self._gateway.admin_keys, key)
                 else:
                     self._gateway.keys.check(key)
             except RequestError as problem:
-                told, body = self._gateway.refusal(problem, request_id(headers))
+                told, body = self._gateway.refusal(problem, id_of(headers))
                 app = Response(body, problem.status, told)
         await app(scope, receive, send)
 
@@ -75,9 +68,17 @@ def _pages(gateway: Gateway) -> FastAPI:
     async def models() -> JSONResponse:
         return JSONResponse(status.models(gateway))
 
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str, request: Request) -> Response:
+        try:
+            return JSONResponse(status.model(gateway, name))
+        except RequestError as problem:
+            headers, body = gateway.refusal(problem, id_of(request.headers))
+            return Response(body, problem.status, headers)
+
     @app.post("/v1/requests/{request_id}/cancel")
     async def cancel(request_id: str, request: Request) -> JSONResponse:
-        cancelled = gateway.cancel(request_id, request.headers.get("authorization", ""))
+        cancelled = gateway.cancel(request_id, authorization(request.headers))
         if not cancelled:
             message = f"no request {request_id[:128]!r} of yours is being answered"
             payload = error(message, type="invalid_request_error", code="request_not_found")

@@ -1,10 +1,17 @@
 """API keys: who may ask."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import SecretStr
 from sive.errors import RequestError
+
+
+def authorization(headers: Mapping[str, str]) -> str:
+    """The ``Authorization`` of a request, empty when there is none; Anthropic's SDKs say ``x-api-key``."""
+    key = headers.get("x-api-key")
+    given = headers.get("authorization", "")
+    return given if given or key is None else f"Bearer {key}"
 
 
 class KeyRing:

@@ -14,7 +14,7 @@ from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
 from sive.candidates import MAX_BYTES_PER_TOKEN
 from sive.chain import Chain
-from sive.drive import MAX_REPLY_BYTES, Caller, Driver
+from sive.drive import Caller, Driver
 from sive.errors import LostError
 from sive.events import Begin, Command, End, Head
 from sive.faces import WholeFace, whole
@@ -35,6 +35,8 @@ Ended = Callable[[Report, Exception | None], None]
 
 def is_direct(call: Call, model: Model, health: Health, now: float) -> bool:
     """Would a chain do nothing but ask the first rung and wait for its answer?"""
+    if call.lack is not None or call.origin is not None:
+        return False
     if call.stream or model.guards_json or model.hedges or not model.rungs:
         return False
     rung = model.rungs[0]
@@ -128,8 +130,9 @@ class Direct:
         """Some of its answer."""
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > MAX_REPLY_BYTES:
-            self._hand_over(LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes"))
+        limit = self._policy.limits.reply
+        if self._size > limit:
+            self._hand_over(LostError("too_large", f"a reply of more than {limit} bytes"))
 
     def on_end(self) -> None:
         """Its answer is complete: pass it on if it is one."""

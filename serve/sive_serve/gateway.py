@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
-from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local
+from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local, limits
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, check_weights, parse, request_id, with_sampling
@@ -14,7 +14,7 @@ from sive.chain import Chain
 from sive.config import Settings
 from sive.drive import Driver
 from sive.errors import RequestError
-from sive.faces import StreamFace, WholeFace
+from sive.face_of import face_of
 from sive.health import Health, Key
 from sive.policy import Policy
 from sive.report import Report
@@ -25,6 +25,7 @@ from sive.wires.local import LocalWire
 from sive.wires.turn import Turn
 
 from sive_serve.auth import KeyRing
+from sive_serve.cors import Cors
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
 from sive_serve.exchange import Exchange
@@ -39,9 +40,6 @@ LACKS = frozenset({"http_404", "http_503"})
 """What a pod answers that lacks an adapter: 503 where another rung of its own has that name."""
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
-
-ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
-"""Headers that a page of another origin may read."""
 
 REFUSED_RETRY_S = 60
 """An adapter that is not what it should be stays so until somebody changes it."""
@@ -66,13 +64,14 @@ class Gateway:
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
         self.admin_keys = KeyRing(settings.gateway.admin_keys)
+        self.cors = Cors(settings.gateway.cors_origins)
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())
         self.running: set[Exchange] = set()
         self.stopping = asyncio.Event()
         self.metrics.in_flight.set_function(lambda: len(self.running))
         self.request_log = RequestLog()
-        self.policy = Policy(clocks(settings))
+        self.policy = Policy(clocks(settings), limits(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
         self.pods = reconciler(settings, is_well=self._is_well, observe=self.metrics.pod_changed)
@@ -185,7 +184,7 @@ class Gateway:
         """One chat completion or completion, from the request to the end of its answer."""
         try:
             call = parse(exchange.endpoint, body, exchange.headers)
-            model = self._model(call)
+            model = self.model(call.model)
             check_weights(exchange.headers, model.name, model.weights)
         except RequestError as problem:
             self.refuse(exchange, problem)
@@ -218,13 +217,12 @@ class Gateway:
                 caller=exchange,
                 ended=ended,
             )
-        face = StreamFace() if call.stream else WholeFace(call)
-        chain = Chain(call, model, face, self.policy, health=self.health, now=now)
+        chain = Chain(call, model, face_of(call), self.policy, health=self.health, now=now)
         return Driver(chain, self._wires, exchange, ended=lambda failure: ended(chain.report, failure))
 
     def refuse(self, exchange: Exchange, problem: RequestError) -> None:
         """Answer a request that reaches no route."""
-        headers, body = self.refusal(problem, request_id(exchange.headers))
+        headers, body = self.refusal(problem, request_id(exchange.headers), exchange.endpoint)
         exchange.begin(problem.status, headers)
         exchange.end(body)
 
@@ -247,22 +245,13 @@ class Gateway:
         for exchange in list(self.running):
             exchange.end_early(status=503, message=message, code="shutting_down")
 
-    def refusal(self, problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
+    def refusal(
+        self, problem: RequestError, request_id: str, endpoint: str = ""
+    ) -> tuple[dict[str, str], bytes]:
         """Headers and body that tell a caller what is wrong; counted and logged."""
         self.metrics.refused(problem.status)
         log.info("%s - - %s refused: %s", request_id, problem.status, problem.code)
-        return refusal(problem, request_id)
-
-    def cors_headers(self, origin: str) -> dict[str, str]:
-        """What lets a page of ``origin`` read an answer; nothing for those that are not configured."""
-        origins = self.settings.gateway.cors_origins
-        if not origins:
-            return {}
-        exposed = {"access-control-expose-headers": ", ".join(ANSWER_HEADERS)}
-        if "*" in origins:
-            return {"access-control-allow-origin": "*", **exposed}
-        allowed = {"access-control-allow-origin": origin} if origin in origins else {}
-        return {**allowed, **exposed, "vary": "Origin"}
+        return refusal(problem, request_id, endpoint)
 
     def _ended(self, exchange: Exchange, report: Report, failure: Exception | None) -> None:
         self.running.discard(exchange)
@@ -278,11 +267,16 @@ class Gateway:
         else:
             self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
 
-    def _model(self, call: Call) -> Model:
-        model = self.table.get(call.model)
+    def model(self, name: str) -> Model:
+        """The served model of this name.
+
+        Raises:
+            RequestError: 404, naming what is served.
+        """
+        model = self.table.get(name)
         if model is None:
             served = ", ".join(self.table)
-            message = f"the model {call.model[:200]!r} does not exist; served are: {served}"
+            message = f"the model {name[:200]!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import httptools
 from sive.drive import Driver
 from sive.errors import RequestError
+from sive.failures import failure_body
 from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
 from sive.routes import Model
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sive_serve.auth import authorization
 from sive_serve.direct import Direct
 from sive_serve.exchange import is_of
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 HOT_PATHS: dict[bytes, Endpoint] = {
     b"/v1/chat/completions": "chat/completions",
     b"/v1/completions": "completions",
+    b"/v1/embeddings": "embeddings",
+    b"/v1/messages": "messages",
+    b"/v1/responses": "responses",
 }
 MAX_LENGTH_DIGITS = 18
 MAX_HEAD_BYTES = 65_536
@@ -35,9 +40,9 @@ HEAD_TOO_LARGE = (
 )
 
 
-def refusal(problem: RequestError, request_id: str) -> tuple[dict[str, str], bytes]:
+def refusal(problem: RequestError, request_id: str, endpoint: str = "") -> tuple[dict[str, str], bytes]:
     """Headers and body that tell a caller what is wrong; a body that is too large is not read any further."""
-    body = dumps(error_of(problem))
+    body = dumps(failure_body(endpoint, problem.status, error_of(problem)))
     headers = JSON_HEADERS | {"content-length": str(len(body)), "x-should-retry": "false"}
     if request_id:
         headers["x-request-id"] = request_id
@@ -263,6 +268,8 @@ class Exchange:
         self._gateway = protocol.gateway
         # By lower-case name; bytes that are not Latin-1 cannot occur in HTTP.
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in protocol.headers}
+        if "x-api-key" in self.headers:
+            self.headers["authorization"] = authorization(self.headers)
         self._is_on = False
         self._is_whole = False
         self._body: bytes | bytearray = b""
@@ -341,8 +348,8 @@ class Exchange:
 
     def begin(self, status: int, headers: dict[str, str]) -> None:
         """The head; it goes out together with what follows."""
-        if "origin" in self.headers:
-            headers = headers | self._gateway.cors_headers(self.headers["origin"])
+        if self._gateway.cors:
+            headers = headers | self._gateway.cors.headers(self.headers.get("origin"))
         self._is_chunked = "content-length" not in headers
         if self._is_chunked:
             headers["transfer-encoding"] = "chunked"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
-from sive.drive import MAX_REPLY_BYTES, Driver
+from sive.drive import Driver
 from sive.errors import LostError
 from sive.protocol import Endpoint, Json, dumps
 from sive.routes import Model
@@ -51,6 +51,7 @@ class Inner:
         self.waiting_bytes = 0
         self._has_ended = False
         self._is_cut = False
+        self._max_bytes = gateway.policy.limits.held
         self._arrived = asyncio.Event()
         gateway.answer(self, dumps(body))
 
@@ -97,8 +98,8 @@ class Inner:
         body = bytearray()
         async for piece in self.pieces():
             body += piece
-            if len(body) > MAX_REPLY_BYTES:
-                raise LostError("too_large", f"an answer of more than {MAX_REPLY_BYTES} bytes")
+            if len(body) > self._max_bytes:
+                raise LostError("too_large", f"an answer of more than {self._max_bytes} bytes")
         return bytes(body)
 
     def leave(self) -> None:

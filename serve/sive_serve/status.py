@@ -18,6 +18,15 @@ def models(gateway: Gateway) -> Json:
     return {"object": "list", "data": [_model(gateway, model) for model in gateway.table.values()]}
 
 
+def model(gateway: Gateway, name: str) -> Json:
+    """``/v1/models/{name}``: one entry of the list.
+
+    Raises:
+        RequestError: 404, naming what is served.
+    """
+    return _model(gateway, gateway.model(name))
+
+
 def _model(gateway: Gateway, model: Model) -> Json:
     entry: Json = {
         "id": model.name,

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 from typing import Self
 
 from tests.lab.upstream import LAB, Loop, Manner, Upstream
@@ -23,9 +24,9 @@ class Hosts:
         """Drop all connections."""
         self._stack.close()
 
-    def add(self, manner: Manner, voice: Voice = LAB) -> Upstream:
+    def add(self, manner: Manner, voice: Voice = LAB, tls: ssl.SSLContext | None = None) -> Upstream:
         """A host on a port of its own."""
-        return self._stack.enter_context(Upstream(manner, voice=voice, loop=self._loop))
+        return self._stack.enter_context(Upstream(manner, voice=voice, loop=self._loop, tls=tls))
 
 
 def refused_url() -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -253,21 +254,28 @@ class Loop:
 class Upstream:
     """The server; a context manager. ``seen`` logs every request, ``manner`` may be changed at any time.
 
-    ``loop``: a running one that several servers share; its own when left out.
+    ``loop``: a running one that several servers share; its own when left out. ``tls``: makes it HTTPS.
     """
 
     def __init__(
-        self, manner: Manner, *, port: int = 0, voice: Voice = LAB, loop: Loop | None = None
+        self,
+        manner: Manner,
+        *,
+        port: int = 0,
+        voice: Voice = LAB,
+        loop: Loop | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.manner = manner
         self.voice = voice
         self.seen: list[Seen] = []
         self._own = contextlib.ExitStack()
         self._shared = loop
+        self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
         """Start to serve."""
@@ -282,7 +290,7 @@ class Upstream:
 
     async def _start(self) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: _Line(self._serve, loop), sock=self._socket)
+        return await loop.create_server(lambda: _Line(self._serve, loop), sock=self._socket, ssl=self._tls)
 
     async def _stop(self) -> None:
         self._server.close()

@@ -7,8 +7,6 @@ from sive import sse
 from sive.protocol import Endpoint, Json, choices_of, loads
 
 PORTION_BYTES = 32_768
-MAX_ANSWER_BYTES = 64_000_000
-"""Of events: a broken neighbour must not fill the memory."""
 
 _SAYS_NOTHING_ELSE = frozenset({"index", "delta", "logprobs", "finish_reason", "stop_reason"})
 
@@ -26,7 +24,7 @@ class Answer:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._events: list[bytes] = []
-        self._waiting_bytes = self._bytes = 0
+        self._waiting_bytes = 0
         self._head: Json = {}
         self._choices: dict[int, Json] = {}
         self._messages: dict[int, Json] = {}
@@ -36,13 +34,10 @@ class Answer:
         """Take whole events.
 
         Raises:
-            ValueError: the chunks have another shape than OpenAI's, or are too many.
+            ValueError: the chunks have another shape than OpenAI's.
         """
         self._events.append(events)
         self._waiting_bytes += len(events)
-        self._bytes += len(events)
-        if self._bytes > MAX_ANSWER_BYTES:
-            raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
         if self._waiting_bytes > PORTION_BYTES:
             self._read()
 

@@ -9,7 +9,7 @@ from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
 from sive.backends.presets import PRESETS
 from sive.config import BackendSettings, LocalSettings, ModelSettings, RungSettings, Settings
 from sive.errors import ConfigError
-from sive.policy import Clocks
+from sive.policy import Clocks, Limits
 from sive.protocol import Json
 from sive.routes import Model, Rung, Table
 
@@ -80,6 +80,11 @@ def clocks(settings: Settings) -> Clocks:
     )
 
 
+def limits(settings: Settings) -> Limits:
+    """How much a backend may send, and a request may keep."""
+    return Limits(reply=settings.gateway.max_reply_bytes, held=settings.gateway.max_held_bytes)
+
+
 def build_table(
     settings: Settings,
     *,
@@ -117,6 +122,7 @@ def local_rung(local: LocalModel) -> Rung:
         wire="local",
         is_local=True,
         resume="text",
+        endpoints=frozenset(),
     )
     return Rung(backend, local.name, local.why, local.weights)
 
@@ -269,6 +275,7 @@ def _backend(settings: BackendSettings) -> Backend:
         probe=settings.probe or preset.probe,
         max_in_flight=settings.max_in_flight,
         position_seeds=settings.position_seeds,
+        endpoints=frozenset(settings.endpoints) if settings.endpoints is not None else preset.endpoints,
     )
 
 

@@ -13,6 +13,7 @@ from sive.relay import Relay
 from sive.report import Report
 from sive.resume import Plan
 from sive.routes import Rung
+from sive.through import leaves_something
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +95,7 @@ class Attempts:
     @property
     def may_repeat(self) -> bool:
         """May the request be sent again when it was seen? Not when it leaves something behind."""
-        return not self._call.body.get("store")
+        return not leaves_something(self._call.asked.body)
 
     def tries(self, plan: Plan) -> int:
         """How often this backend was asked."""

@@ -10,6 +10,8 @@ from typing import Any
 from sive.errors import RequestError
 from sive.frozen import frozen
 from sive.protocol import Endpoint, Json, loads
+from sive.responses.request import chat_body
+from sive.through import THROUGH, input_bytes, lacking
 
 MAX_HOPS = 3
 WEIGHTS_HEADER = "x-sive-weights"
@@ -27,7 +29,8 @@ class Call:
     least, from which it may be plain that a context cannot hold it.
     ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer. ``raw``: the
     bytes that ``body`` was read from, empty when it was made here. ``added``: fields of ``body`` that the
-    model's own sampling filled in.
+    model's own sampling filled in. ``origin``: the request that this chat completion stands for where a
+    backend does not have its endpoint. ``lack``: what to say when none has.
     """
 
     endpoint: Endpoint
@@ -42,6 +45,13 @@ class Call:
     hop: int = 0
     raw: bytes = b""
     added: frozenset[str] = frozenset()
+    origin: "Call | None" = None
+    lack: RequestError | None = None
+
+    @property
+    def asked(self) -> "Call":
+        """The request as the caller made it."""
+        return self.origin or self
 
     def was_sent(self, name: str) -> bool:
         """Did the caller send this field?"""
@@ -65,8 +75,8 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
     if not model:
         raise RequestError("you must provide a model", param="model", code="missing_required_parameter")
     options = body.get("stream_options") or {}
-    prompts, prompt_bytes = (1, _messages_bytes(body)) if endpoint == "chat/completions" else _prompts(body)
-    return Call(
+    prompts, prompt_bytes = _size(endpoint, body)
+    call = Call(
         endpoint=endpoint,
         model=model,
         body=body,
@@ -79,6 +89,33 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
         hop=_hop(headers),
         raw=raw,
     )
+    return _beyond_chat(call) if endpoint in THROUGH else call
+
+
+def _beyond_chat(call: Call) -> Call:
+    """As a chat completion, where it can be one."""
+    if call.endpoint != "responses":
+        return replace(call, lack=lacking(call.endpoint, call.model, None))
+    try:
+        chat = chat_body(call.body)
+    except RequestError as problem:
+        return replace(call, lack=lacking(call.endpoint, call.model, problem))
+    return replace(
+        call,
+        endpoint="chat/completions",
+        body=chat,
+        wants_usage=True,
+        raw=b"",
+        origin=call,
+        prompt_bytes=_messages_bytes(chat),
+    )
+
+
+def _size(endpoint: Endpoint, body: Json) -> tuple[int, int]:
+    """How many prompts there are, and the size of the largest."""
+    if endpoint in ("chat/completions", "messages"):
+        return 1, _messages_bytes(body)
+    return _prompts(body) if endpoint == "completions" else (1, input_bytes(body))
 
 
 def _is_number(value: Any) -> bool:
@@ -103,6 +140,7 @@ _PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (lambda value: isinstance(value, bool), "true or false"),
     "stream_options": (lambda value: isinstance(value, dict), "an object"),
     "max_tokens": (lambda value: _is_integer(value) and value >= 1, "an integer of at least 1"),
+    "max_output_tokens": (lambda value: _is_integer(value) and value >= 1, "an integer of at least 1"),
     "max_completion_tokens": (lambda value: _is_integer(value) and value >= 1, "an integer of at least 1"),
     "n": (lambda value: _is_integer(value) and 1 <= value <= 128, "an integer from 1 to 128"),
     "seed": (_is_integer, "an integer"),
@@ -176,6 +214,13 @@ def _prompts(body: Json) -> tuple[int, int]:
 
 def with_sampling(call: Call, sampling: Json) -> Call:
     """The call with a model's own sampling where it says nothing; a null says that the backend may choose."""
+    if call.endpoint == "embeddings":
+        return call
+    if call.origin is not None:
+        call = replace(call, origin=with_sampling(call.origin, sampling))
+    if call.endpoint == "responses":
+        names = {"max_tokens": "max_output_tokens"}
+        sampling = {names.get(name, name): value for name, value in sampling.items()}
     has_limit = "max_completion_tokens" in call.body
     missing = {
         name: value

@@ -10,7 +10,11 @@ from sive.policy import Policy
 from sive.report import Report
 from sive.resume import Plan
 from sive.routes import Model, Rung, request_for
+from sive.through import THROUGH
 from sive.transcript import Transcript
+
+LACKS = "no_endpoint"
+"""Why a backend is not asked that does not have what the request is for."""
 
 MAX_BYTES_PER_TOKEN = 16
 """No tokenizer packs running text tighter; what exceeds it plainly does not fit a context."""
@@ -40,9 +44,10 @@ class Candidates:
         self.now = now
         self._too_long_for = 0
         self._hedged: list[Rung] = []
+        is_chat = call.endpoint not in THROUGH
         is_put_together = model.guards_json and not policy.strict and ability.streams_whole(call)
-        self.is_guarded = call.stream or is_put_together
-        self.can = ability.ability(call) if self.is_guarded else ability.NOT_AT_ALL
+        self.is_guarded = call.stream or (is_put_together and is_chat)
+        self.can = ability.ability(call) if self.is_guarded and is_chat else ability.NOT_AT_ALL
         self._seed = self._drawn_seed()
 
     def in_turn(self) -> Iterator[Plan]:
@@ -55,6 +60,9 @@ class Candidates:
             if self._reads_no_more(rung):
                 message = "reads no more than the one for which it was too long"
                 self._report.fail(rung, "context_length", message)
+                continue
+            if not self._can_be_asked(rung):
+                self._report.fail(rung.backend.name, LACKS, f"has no /v1/{self._call.endpoint}")
                 continue
             rest = self._health.rest(rung, self.now)
             is_out_of_order = self._health.own_rest(rung) is not None
@@ -76,6 +84,9 @@ class Candidates:
 
     def first(self, rung: Rung) -> Plan:
         """What this rung is asked when an answer is to begin."""
+        asked = self._call.asked
+        if asked.endpoint in THROUGH and self._has_endpoint(rung):
+            return Plan(rung, *request_for(asked, self._model, rung))
         streams = self.is_guarded and (self._call.stream or not rung.backend.is_local)
         if not (streams and self.can.tokens) or self._policy.strict:
             return Plan(rung, *request_for(self._call, self._model, rung, streams=streams))
@@ -121,6 +132,12 @@ class Candidates:
     def longest_context(self) -> int:
         """How many tokens any rung reads at most."""
         return max(rung.backend.context_tokens or 0 for rung in self._model.rungs)
+
+    def _can_be_asked(self, rung: Rung) -> bool:
+        return self._call.endpoint not in THROUGH or self._has_endpoint(rung)
+
+    def _has_endpoint(self, rung: Rung) -> bool:
+        return self._health.has_endpoint(rung, self._call.asked.endpoint, self.now)
 
     def _gives_ids(self, rung: Rung) -> bool | None:
         if self._policy.strict:  # a host we know nothing of is not asked for what OpenAI does not know

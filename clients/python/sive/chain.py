@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from sive import ability, resume, words
 from sive.attempts import Attempt, Attempts
+from sive.budget import Budget
 from sive.calls import Call
-from sive.candidates import Candidates
+from sive.candidates import LACKS, Candidates
 from sive.chunks import finish_reasons, is_error, refusal_status
 from sive.errors import LOST_IN_WORDS
 from sive.events import (
@@ -39,7 +40,9 @@ from sive.report import Report
 from sive.resume import Plan
 from sive.rewrite import Diverged, Limited, RewritingRelay, Voice, carrying_on
 from sive.routes import Model, Rung
+from sive.through import THROUGH
 from sive.transcript import Transcript
+from sive.typed_relay import TypedRelay
 from sive.words import Told, Words
 
 Waiting = Generator[Step, Incoming, Incoming]
@@ -73,7 +76,8 @@ class Chain:
     """Asks the rungs of a model in order until one answers, and others to carry on when it breaks off.
 
     ``health``: what is known of the backends; it is told how they do. ``now``: when the request came.
-    ``is_probe``: nobody waits for this answer, so its speed says nothing about answers.
+    ``is_probe``: nobody waits for this answer, so its speed says nothing about answers. ``limits``: how much
+    may be kept in memory; whoever keeps something takes it from ``budget``.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Chain:
         is_probe: bool = False,
     ) -> None:
         self.report = Report(call, started_at=now)
+        self.limits = policy.limits
         self._call = call
         self._model = model
         self._face = face
@@ -98,6 +103,8 @@ class Chain:
         self._now = now
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
+        self.budget = Budget(policy.limits.held)
+        self._gathered_bytes = 0
         self._do: list[Command] = []
         self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)
         # It is told the time: a function of ours in it would be a cycle, which only the collector frees.
@@ -245,6 +252,8 @@ class Chain:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
+        elif self._lacks_endpoint(attempt, head, body):
+            self._ask_otherwise(attempt)
         elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
             self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
@@ -261,6 +270,19 @@ class Chain:
             what = f"a {head.status} that is no answer" if head.status < 400 else f"HTTP {head.status}"
             own = said if rung.backend.is_local else reason_in_body(headers, body, rung.model)
             self._failed(attempt, f"http_{head.status}", f"{what}: {own}" if own else what, verdict)
+
+    def _lacks_endpoint(self, attempt: Attempt, head: Head, body: bytes) -> bool:
+        is_through = attempt.plan.request.endpoint in THROUGH
+        return is_through and self._policy.lacks_endpoint(head.status, dict(head.headers), body)
+
+    def _ask_otherwise(self, attempt: Attempt) -> None:
+        """It has no such endpoint: a chat completion may do as well."""
+        rung, asked = attempt.rung, self._call.asked
+        self._health.learn_lack(rung, asked.endpoint, self._now)
+        if self._call.origin is not None:
+            self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
+        else:
+            self._failed(attempt, LACKS, f"has no /v1/{asked.endpoint}", Verdict("next_rung"))
 
     def _refuses_ids(self, attempt: Attempt, head: Head, body: bytes) -> bool:
         """Is the error about a field that only we asked for?"""
@@ -339,6 +361,7 @@ class Chain:
             self._deadline = relay.waits_since + budget_s
             self._beat_at = self._now + self._clocks.head_s
             self.report.count(relay)
+            self._gathered_bytes += relay.gathered_bytes
             self._attempts.drop(attempt, relay=relay)
         return cut if isinstance(cut, _Cut) else self._finish(attempt.rung, cut, relay.usage)
 
@@ -348,7 +371,7 @@ class Chain:
         if attempt.plan.level is None:
             self._speaker = rung
         if attempt.plan.level is None and not attempt.plan.keeps_stop:
-            relay: Relay = self._passing_on(attempt, label)
+            relay = self._passing_on(attempt, label)
         else:
             relay = carrying_on(attempt.plan, label, self._voice, ability.stops(self._call))
         self.report.answered_by(rung, self._now)
@@ -356,10 +379,13 @@ class Chain:
         self._health.answered(rung, first_token_s, self._now, relay)
         self._do += [*self._face.begin(relay, self._words.headers(rung)), RelayCommand(attempt.id, relay)]
         relay.fed_at = relay.waits_since = self._now
+        relay.budget = self.budget
         return relay
 
-    def _passing_on(self, attempt: Attempt, label: Label) -> StreamRelay:
+    def _passing_on(self, attempt: Attempt, label: Label) -> Relay:
         """For an answer that goes out as it comes."""
+        if attempt.plan.request.endpoint in THROUGH:
+            return TypedRelay(label)
         body, can = attempt.plan.request.body, self._candidates.can
         asks_ids = bool(body.get("return_token_ids"))
         choices = (attempt.first or {}).get("choices") or [{}]
@@ -479,6 +505,8 @@ class Chain:
     def _start_over(self, cut: _Cut) -> Asking:
         """Nothing was shown yet, so another answer may begin."""
         self._face.start_over()
+        self.budget.give_back(self._gathered_bytes)
+        self._gathered_bytes = 0
         self._voice = Voice.of(self._call)
         self.report.first_token_at = None
         winner = yield from self._ask_in_turn(self._candidates.in_turn())

@@ -2,10 +2,16 @@
 
 from sive.protocol import Json, choices_of
 
+FAILURES = frozenset({"error", "response.failed"})
+"""Types of events that say a failure; OpenAI's responses and Anthropic's messages have types."""
+
+ENDS = frozenset({"message_stop", "response.completed", "response.incomplete"})
+"""Types of the events that end an answer."""
+
 
 def is_error(chunk: Json) -> bool:
     """Is this an error inside a 200 stream?"""
-    return bool(chunk.get("error"))
+    return bool(chunk.get("error")) or chunk.get("type") in FAILURES
 
 
 def refusal_status(chunk: Json) -> int | None:
@@ -50,7 +56,10 @@ def has_token(chunk: Json) -> bool:
     Raises:
         ValueError: the chunk has another shape than OpenAI's.
     """
-    return any(_says_something(choice) for choice in choices_of(chunk))
+    if "choices" in chunk:
+        return any(_says_something(choice) for choice in choices_of(chunk))
+    kind = str(chunk.get("type", ""))
+    return kind.endswith("delta") or kind in ENDS
 
 
 def _says_something(choice: Json) -> bool:

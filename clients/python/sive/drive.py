@@ -39,12 +39,6 @@ from sive.wires import Exchange, Wire, WireRequest
 
 log = logging.getLogger(__name__)
 
-MAX_REPLY_BYTES = 32_000_000
-"""A whole answer, or a step's reply, larger than this is a broken neighbour."""
-
-MAX_HELD_BYTES = 1_000_000
-"""Bytes a stream may send before its first token."""
-
 Wires = Mapping[WireName, Wire]
 Ended = Callable[[Exception | None], None]
 
@@ -77,6 +71,7 @@ class Driver:
         self._wires = wires
         self._caller = caller
         self._ended = ended
+        self.limits, self.budget = chain.limits, chain.budget
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Incoming] = deque()
         self._attempts: dict[int, _Attempt] = {}
@@ -225,6 +220,7 @@ class _Attempt:
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._body = bytearray()
+        self._held_bytes = 0
         self._take: Callable[[bytes], None] = self._collect
         self._translate: Translate | None = None
         self._splitter: sse.Splitter | None = None
@@ -243,7 +239,9 @@ class _Attempt:
     def relay(self, relay: AnyRelay) -> None:
         """It has won: pass on what is held, and all that follows."""
         self._relay, self._take = relay, self._pass_on
-        self._pass_on(bytes(self._body))
+        held = bytes(self._body)
+        self._drop_body()
+        self._pass_on(held)
         if self._exchange is not None and not relay.is_blocked:
             self._exchange.resume()
         if self._lost is not None:
@@ -260,6 +258,7 @@ class _Attempt:
         """Abort; the connection closes at once."""
         self._is_closed = True
         self._take = _nowhere  # a method of its own would keep it alive, and the whole request with it
+        self._drop_body()
         if self._exchange is not None:
             self._exchange.close()
 
@@ -310,7 +309,7 @@ class _Attempt:
             request = self._flow.send(Reply(self._status, self._headers, body))
             if self._exchange is not None:
                 self._exchange.close()
-            self._body.clear()
+            self._drop_body()
             self._ask(request)
         except StopIteration as stop:
             self._begin(stop.value)
@@ -333,14 +332,22 @@ class _Attempt:
     # What becomes of the body
 
     def _collect(self, data: bytes) -> None:
+        """Keep it, as part of a reply or of what came before a first token."""
+        self._driver.budget.take(len(data))
+        self._held_bytes += len(data)
         self._body += data
-        if len(self._body) > MAX_REPLY_BYTES:
-            raise LostError("too_large", f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        if len(self._body) > self._driver.limits.reply:
+            raise LostError("too_large", f"more than {self._driver.limits.reply} bytes")
+
+    def _drop_body(self) -> None:
+        self._driver.budget.give_back(self._held_bytes)
+        self._held_bytes = 0
+        self._body = bytearray()
 
     def _look_for_first(self, data: bytes) -> None:
         """Read on to the first event that says something; hold all that came until then."""
         assert self._splitter is not None  # noqa: S101 - set together with this way of taking
-        self._body += data
+        self._collect(data)
         try:
             first = _first_said(self._splitter.feed(data))
         except ValueError as exc:
@@ -348,12 +355,10 @@ class _Attempt:
         if first is not None:
             self._take = self._hold
             self._tell(first)
-        elif len(self._body) > MAX_HELD_BYTES:
-            raise LostError("too_large", "before the first token")
 
     def _hold(self, data: bytes) -> None:
         """Another attempt may win: wait for the chain's word."""
-        self._body += data
+        self._collect(data)
         if self._exchange is not None:
             self._exchange.pause()
 

@@ -82,7 +82,7 @@ class StreamFace:
         """An honest status, or when the head is out an error event."""
         if self._has_begun:
             return [End(event(payload))]
-        return _json(status, dumps(payload), headers)
+        return reply(status, payload, headers)
 
     def _head(self, headers: dict[str, str]) -> list[Command]:
         if self._has_begun:
@@ -116,7 +116,7 @@ class WholeFace:
     def end(self, rest: bytes, headers: dict[str, str]) -> list[Command]:
         """The answer as one object."""
         self._answer.append(rest)
-        return _json(200, dumps(self._answer.json()), headers)
+        return reply(200, self._answer.json(), headers)
 
     def start_over(self) -> None:
         """Forget what came."""
@@ -130,13 +130,23 @@ class WholeFace:
 
     def error(self, status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
         """An honest status."""
-        return _json(status, dumps(payload), headers)
+        return reply(status, payload, headers)
 
 
 def whole(
     body: bytes, label: Label, headers: dict[str, str], *, strips_ids: bool = False
 ) -> tuple[list[Command], Json | None]:
     """An answer in one piece under the caller's name for the model, with who spoke, and its usage.
+
+    Raises:
+        ValueError: the body is no answer.
+    """
+    answer, usage = labelled_answer(body, label, strips_ids=strips_ids)
+    return reply(200, answer, headers), usage
+
+
+def labelled_answer(body: bytes, label: Label, *, strips_ids: bool = False) -> tuple[Json, Json | None]:
+    """The answer as an object, and its usage.
 
     Raises:
         ValueError: the body is no answer.
@@ -151,13 +161,15 @@ def whole(
     answer["sive"] = label.merged(answer.get("sive"))
     if label.model is not None:
         answer["model"] = label.model
-    return _json(200, dumps(answer), headers), _object(answer.get("usage"))
+    return answer, _object(answer.get("usage"))
 
 
 def _object(value: object) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def _json(status: int, body: bytes, headers: dict[str, str]) -> list[Command]:
+def reply(status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
+    """One JSON object."""
+    body = dumps(payload)
     length = {"content-length": str(len(body))}
     return [Begin(status, JSON_HEADERS | headers | length), End(body)]

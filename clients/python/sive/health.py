@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sive.backends import Backend
 from sive.policy import Blame, Policy
+from sive.protocol import Endpoint
 from sive.relay import Relay
 from sive.routes import Rest, Rung
 
@@ -18,6 +19,8 @@ SAMPLES = 64
 
 FIRST_REST_S = 1.0
 LESSON_S = 60.0
+"""For so long what an answer showed is believed: the backend may be exchanged for another."""
+
 ROUNDING_S = 0.001
 
 Key = tuple[str, str]
@@ -63,6 +66,7 @@ class Health:
         self._breakers: dict[Key, _Breaker] = {}
         self._traffic: defaultdict[str, _Traffic] = defaultdict(_Traffic)
         self._gives_ids: dict[str, tuple[float, bool | None]] = {}
+        self._lacks: dict[tuple[str, str, Endpoint], float] = {}
 
     # What a chain asks
 
@@ -104,7 +108,7 @@ class Health:
     def gives_token_ids(self, backend: Backend, now: float) -> bool | None:
         """Does it give the ids that exact resuming needs? None while that is unknown.
 
-        What an answer showed is believed for a minute: the backend may be exchanged for another.
+        What an answer showed is believed for LESSON_S.
         """
         learned_at, gives = self._gives_ids.get(backend.name, (-math.inf, None))
         if now - learned_at > LESSON_S:
@@ -112,6 +116,14 @@ class Health:
         if backend.resume is not None:
             return backend.resume == "tokens" and gives is not False
         return gives
+
+    def has_endpoint(self, rung: Rung, endpoint: Endpoint, now: float) -> bool:
+        """May it be asked for this? What is not declared is found out by asking."""
+        lacked_at = self._lacks.get((*_keys(rung)[1], endpoint), -math.inf)
+        if now - lacked_at <= LESSON_S:
+            return False
+        declared = rung.backend.endpoints
+        return declared is None or endpoint in declared
 
     # What a chain, or a prober, tells
 
@@ -182,6 +194,10 @@ class Health:
     def learn_token_ids(self, backend: str, now: float, *, gives: bool) -> None:
         """What an answer showed."""
         self._gives_ids[backend] = now, gives
+
+    def learn_lack(self, rung: Rung, endpoint: Endpoint, now: float) -> None:
+        """It was asked, and does not have this."""
+        self._lacks[(*_keys(rung)[1], endpoint)] = now
 
     def forget_others(self, backend: str, models: Collection[str]) -> None:
         """A backend has only these models now."""

@@ -98,6 +98,9 @@ class StreamRelay(Relay):
             self._read(self._kept[:half])
             del self._kept[:half]
             self._kept_bytes = sum(map(len, self._kept))
+            if self.budget is not None and not self.budget.has(self._transcript.bytes):
+                self._kept = None  # it flows on; it is only too long to be carried on
+                self._transcript = Transcript()
 
     def _read(self, kept: list[bytes]) -> None:
         """Take kept events into the transcript."""

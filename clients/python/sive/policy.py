@@ -19,6 +19,7 @@ Blame = Literal["nobody", "model", "host", "refusal"]
 again does not mend (a wrong key, no credit), the whole backend for long."""
 
 REFUSALS = frozenset({401, 402, 403})
+LACKING = frozenset({404, 405, 501})
 LOST_IN_STRICT = frozenset[Why]({"refused", "dns", "tls", "timeout", "reset", "reset_reused", "eof"})
 STATUSES_IN_STRICT = frozenset({502, 503, 504})
 UNSEEN = frozenset[Why]({"refused", "dns", "tls", "timeout"})
@@ -58,6 +59,19 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes.
+
+    ``reply``: of what a backend may send in one piece. ``held``: of all that one request keeps in memory,
+    over all attempts: replies, what came before a first token, an answer that is put together or that could
+    be carried on.
+    """
+
+    reply: int = 32_000_000
+    held: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What follows an outcome, and whose breaker it counts for.
 
@@ -80,6 +94,7 @@ class Policy:
     """
 
     clocks: Clocks = Clocks()
+    limits: Limits = Limits()
     strict: bool = False
     attempts: int = 2
     failures: int = 3
@@ -105,6 +120,12 @@ class Policy:
                 return Verdict("again", "host", self.backoff_s())
             return Verdict("next_rung", "host")
         return self._client_error(status, body)
+
+    def lacks_endpoint(self, status: int, headers: dict[str, str], body: bytes) -> bool:
+        """Does this reply say that the host has no such endpoint, rather than no such model?"""
+        if status not in LACKING or not _looks_like_json(headers, body):
+            return False  # a proxy's page says nothing of the host behind it
+        return not any(word in error_text(body) for word in UNKNOWN_MODEL_WORDS)
 
     def lost(self, why: Why, *, before_a_byte: bool) -> Verdict:
         """What it means that a backend was lost before its first token."""

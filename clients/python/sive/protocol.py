@@ -11,7 +11,7 @@ import pydantic_core
 from sive.errors import RequestError
 
 Json = dict[str, Any]
-Endpoint = Literal["chat/completions", "completions"]
+Endpoint = Literal["chat/completions", "completions", "embeddings", "messages", "responses"]
 FinishReason = Literal["stop", "length"]
 
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sive import sse
+from sive.budget import Budget
 from sive.chunks import finish_reasons, is_error
+from sive.errors import LostError
 from sive.protocol import DONE, Json, choices_of
 from sive.transcript import Transcript
 
@@ -85,6 +87,8 @@ class Relay:
     the time of the last chunk, ``waits_since`` when the patience with the next one began, ``is_blocked``
     says that the caller is slow to take them, ``chunks`` and ``malformed`` count events, ``usage`` is what
     the backend counted. ``gathered``: where the bytes go instead, when the caller wants one piece.
+    ``rewrites``: what becomes of them for a caller of another protocol. ``budget``: where those that are kept
+    are counted.
     A subclass says what becomes of a chunk.
     """
 
@@ -96,6 +100,9 @@ class Relay:
         self.malformed = 0
         self.usage: Json | None = None
         self.gathered: Gathering | None = None
+        self.gathered_bytes = 0
+        self.rewrites: Callable[[bytes], bytes] | None = None
+        self.budget: Budget | None = None
         self._happening: Happening | None = None
         self._label = label
         self._wants_usage = wants_usage
@@ -105,18 +112,27 @@ class Relay:
         self._splitter = sse.Splitter()
 
     def feed(self, raw: bytes, at: float) -> bytes:
-        """Return the bytes for the caller."""
+        """Return the bytes for the caller.
+
+        Raises:
+            LostError: they are more than may be kept.
+            ValueError: they are no events, or none of OpenAI's.
+        """
         whole = self._splitter.feed(raw)
         if not whole:
+            if self.budget is not None and not self.budget.has(len(self._splitter.rest)):
+                raise LostError("too_large", "an event without an end")
             return b""
         before = self.chunks
         out = self._pass(whole)
         if self.chunks > before:  # a backend that only sends comments is as silent as one that sends nothing
             self.fed_at = self.waits_since = at
+        if self.gathered is not None or self.rewrites is not None:
+            self._hold(len(out))
         if self.gathered is not None:
             self.gathered.append(out)
             return b""
-        return out
+        return out if self.rewrites is None else self.rewrites(out)
 
     @property
     def is_finished(self) -> bool:
@@ -135,6 +151,11 @@ class Relay:
     def finish(self) -> bytes:
         """What is left to say when the answer is complete, but its end mark never came."""
         return DONE
+
+    def _hold(self, size: int) -> None:
+        if self.budget is not None:
+            self.budget.take(size)
+            self.gathered_bytes += size
 
     def _pass(self, whole: bytes) -> bytes:
         out: list[bytes] = []

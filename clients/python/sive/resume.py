@@ -15,35 +15,10 @@ from sive.calls import WEIGHTS_HEADER, Call
 from sive.frozen import frozen
 from sive.protocol import Json
 from sive.routes import Model, Rung, request_for
+from sive.sampling import SAMPLING_FIELDS
 from sive.transcript import Transcript
 
 Level = Literal["tokens", "text", "none"]
-
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "length_penalty",
-    "stop_token_ids",
-    "ignore_eos",
-    "min_tokens",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "include_stop_str_in_output",
-    "priority",
-    "cache_salt",
-    "vllm_xargs",
-    "user",
-)
-"""What a chat completion and a completion spell alike, in vLLM."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions and vLLM's generate when ``max_tokens`` is left out."""

@@ -7,6 +7,7 @@ from sive.backends import Backend, Request
 from sive.backends.openai import LOCAL_CHOICES
 from sive.calls import Call
 from sive.protocol import Json
+from sive.through import THROUGH, with_system_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def request_for(
     request without one, where the engine draws a seed's noise by position.
     """
     stream = call.stream if streams is None else streams
-    known = rung.backend.known_fields
+    is_through = call.endpoint in THROUGH
+    known = None if is_through else rung.backend.known_fields
     dropped = [] if known is None else [name for name in call.body if name not in known]
     if rung.backend.is_local and (call.body.get("n") or 1) > LOCAL_CHOICES:
         dropped.append("n")
@@ -88,6 +90,7 @@ def request_for(
     body["model"] = rung.model
     if stream:
         body["stream"] = True
+    if stream and not is_through:
         body["stream_options"] = {**(call.body.get("stream_options") or {}), "include_usage": True}
     if asks_ids:
         body["return_token_ids"] = True
@@ -98,6 +101,8 @@ def request_for(
     prompt = rung.system_prompt or model.system_prompt
     if prompt and call.endpoint == "chat/completions" and not _has_system_message(body):
         body["messages"] = [{"role": "system", "content": prompt}, *body["messages"]]
+    if is_through:
+        body = with_system_prompt(call.endpoint, body, prompt)
     # A sive never degrades for another sive: only the outermost one falls back to another voice.
     headers = {"x-sive-hop": str(call.hop + 1), "x-request-id": call.request_id}
     if not model.lets_upstream_degrade or call.requires_adapter:

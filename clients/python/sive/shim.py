@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import httpx2
 
-from sive.assemble import LocalModel, build_table, clocks, describe_local, local_rung
+from sive.assemble import LocalModel, build_table, clocks, describe_local, limits, local_rung
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, parse
 from sive.chain import Chain
 from sive.config import Loaded, Settings
 from sive.drive import Caller, Driver, Wires
 from sive.errors import RequestError
-from sive.faces import StreamFace, WholeFace
+from sive.face_of import face_of
 from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.protocol import Endpoint
@@ -41,6 +41,7 @@ class Shim:
         self._uses_routes = loaded.path is not None or not has_host
         self._local: LocalModel | None = describe_local(self._settings.local)
         self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
+        self._limits = limits(self._settings)
         self._health = Health(Policy(clocks(self._settings)))
         self._wires: dict[asyncio.AbstractEventLoop, Wires] = {}
 
@@ -66,8 +67,7 @@ class Shim:
         """
         call = parse(endpoint, body, request.headers)
         model, policy, health = self._route(call, request)
-        face = StreamFace() if call.stream else WholeFace(call)
-        return Chain(call, model, face, policy, health=health, now=now)
+        return Chain(call, model, face_of(call), policy, health=health, now=now)
 
     def driver(self, chain: Chain, caller: Caller) -> Driver:
         """What runs a chain on the current event loop."""
@@ -82,13 +82,14 @@ class Shim:
         read_s = (request.extensions.get("timeout") or {}).get("read")
         configured = self._table.get(call.model)
         if configured is not None:
-            return configured, Policy(_within(clocks(self._settings), read_s)), self._health
+            policy = Policy(_within(clocks(self._settings), read_s), self._limits)
+            return configured, policy, self._health
         if not self._has_host:
             served = ", ".join(self._table)
             message = f"the model {call.model!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         # The SDK may be pointed elsewhere with every request, so nothing is remembered of its host.
-        policy = Policy(_within(Clocks(), read_s), strict=True)
+        policy = Policy(_within(Clocks(), read_s), self._limits, strict=True)
         return self._host_first(call, request), policy, Health(policy)
 
     def _host_first(self, call: Call, request: httpx2.Request) -> Model:

@@ -27,17 +27,18 @@ class Splitter:
             ValueError: an event larger than MAX_EVENT_BYTES.
         """
         data = self._rest + raw if self._rest else raw
-        end = _last_boundary(data)
+        # What was looked at before ends no event; at most three of its bytes are part of a boundary.
+        end = _last_boundary(data, max(0, len(self._rest) - 3))
         self._rest = data[end:]
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"a server-sent event of more than {MAX_EVENT_BYTES} bytes")
         return data[:end]
 
 
-def _last_boundary(data: bytes) -> int:
-    end = data.rfind(b"\n\n") + 2
-    if b"\r" in data:
-        end = max(end, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
+def _last_boundary(data: bytes, start: int) -> int:
+    end = data.rfind(b"\n\n", start) + 2
+    if data.find(b"\r", start) >= 0:
+        end = max(end, data.rfind(b"\r\n\r\n", start) + 4, data.rfind(b"\r\r", start) + 2)
     return end if end >= 4 or data[:2] in (b"\n\n", b"\r\r") else 0
 
 

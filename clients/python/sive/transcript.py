@@ -10,6 +10,10 @@ _SAID_BESIDE_TEXT = frozenset(
 )
 
 
+BYTES_PER_ID = 40
+"""Of an integer and its place in a list."""
+
+
 @dataclass(slots=True)
 class Transcript:
     """The one choice of an answer, fed with its chunks in either of OpenAI's two shapes.
@@ -112,6 +116,11 @@ class Transcript:
     def _shown_tokens(self) -> int:
         """The tokens of what was shown, at least: ids that came early do not count."""
         return self.spent + self.pieces if self.holds_back else self.tokens
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return len(self.text) + BYTES_PER_ID * (len(self.ids) + len(self.prompt_ids or ()))
 
     def usage(self) -> Json | None:
         """The usage so far; None when the prompt was never counted."""

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 from sive.calls import Call
+from sive.candidates import LACKS
 from sive.events import Cancelled, Head
 from sive.policy import Policy
-from sive.protocol import Json, error
+from sive.protocol import Json, error, error_of
 from sive.reasons import NOBODY
 from sive.relay import Label
 from sive.report import Failure, Report
@@ -52,7 +53,11 @@ class Words:
     def nobody(self, too_long: str, reads_at_most: int) -> Told:
         """Nobody could answer: 400 when the request is too long for all, else 503 and why each could not."""
         failures = self._report.failures
-        if {failure.reason for failure in failures} - {"degraded"} == {"context_length"}:
+        reasons = {failure.reason for failure in failures} - {"degraded"}
+        if self._call.lack is not None and reasons == {LACKS}:
+            lack = self._call.lack
+            return lack.status, error_of(lack), {"x-should-retry": "false"}
+        if reasons == {"context_length"}:
             message = too_long or (
                 f"This model's maximum context length is {reads_at_most} tokens; your request is longer."
             )

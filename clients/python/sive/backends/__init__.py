@@ -50,7 +50,8 @@ class Backend(Protocol):
     read, None when unknown. ``is_local``: runs in this process; it may drop the oldest turns.
     ``resume``: how it can carry an answer on, None while that is to be learned. ``probe``: may it be asked
     for a token to see whether it lives? ``position_seeds``: the noise of a seed depends on the position
-    alone, so that a sampled answer can be carried on too.
+    alone, so that a sampled answer can be carried on too. ``endpoints``: what it has beside chat completions
+    and completions, None while that is to be learned.
     """
 
     @property
@@ -88,6 +89,10 @@ class Backend(Protocol):
     @property
     def position_seeds(self) -> bool:
         """Does it draw a seed's noise by position?"""
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint] | None:
+        """What it has beside chat completions and completions."""
 
     def flow(self, request: Request) -> Flow:
         """The wire requests that fetch one answer."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from sive.backends import Flow, Probe, Request, Resume, WireName
-from sive.protocol import JSON_HEADERS, dumps
+from sive.protocol import JSON_HEADERS, Endpoint, dumps
 from sive.wires import WireRequest
 
 OPENAI_FIELDS = frozenset(
@@ -94,6 +94,7 @@ class OpenAIBackend:
     probe: Probe = "passive"
     max_in_flight: int | None = None
     position_seeds: bool = False
+    endpoints: frozenset[Endpoint] | None = None
 
     def flow(self, request: Request) -> Flow:
         """One POST; the reply is the answer."""

@@ -1,9 +1,13 @@
 """The sections of ``sive.toml`` as frozen, typed settings; see docs/configuration.md for every key."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
+"""``null`` is none: every sandboxed page has it."""
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -23,6 +27,8 @@ class GatewaySettings(Section):
     is served. ``probe_interval_s``: about how often an idle backend is asked for a token. ``adapters``: the
     ``adapters.toml`` that pods with an ``admin_key`` are kept at; ``adapters_remove``: what it does not list
     is removed there.
+    ``max_reply_bytes``: of what a backend sends in one piece; ``max_held_bytes``: of all that one request
+    keeps in memory, over all attempts.
     """
 
     host: str = "127.0.0.1"
@@ -41,9 +47,20 @@ class GatewaySettings(Section):
     probe_interval_s: Seconds = 3
     drain_s: Seconds = 20
     max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
+    max_reply_bytes: Annotated[int, Field(gt=0)] = 32_000_000
+    max_held_bytes: Annotated[int, Field(gt=0)] = 64_000_000
     cors_origins: tuple[str, ...] = ()
     adapters: Path | None = None
     adapters_remove: bool = False
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_spelled_as_browsers_do(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                wanted = "scheme://host or scheme://host:port in lower case, without a path, or '*'"
+                raise ValueError(f"{origin!r} is no origin of a page: write {wanted}")
+        return origins
 
     @field_validator("api_keys", "admin_keys")
     @classmethod
@@ -62,6 +79,7 @@ class BackendSettings(Section):
     token while nobody else does, ``passive`` waits for a caller's request. ``position_seeds``: it draws the
     noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
     ``admin_key``: of a sive with an engine that is to be kept at the gateway's list of adapters.
+    ``endpoints``: what it has beside chat completions and completions; learned when left out.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -77,6 +95,7 @@ class BackendSettings(Section):
     probe: Literal["token", "passive"] | None = None
     max_in_flight: Annotated[int, Field(gt=0)] | None = None
     position_seeds: bool = False
+    endpoints: tuple[Literal["embeddings", "messages", "responses"], ...] | None = None
 
 
 class RungSettings(Section):

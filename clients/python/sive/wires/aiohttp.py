@@ -37,6 +37,7 @@ class AiohttpWire(PulledWire):
             skip_auto_headers=("User-Agent", "Accept"),
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**18,
+            auto_decompress=False,
         )
 
     async def open(self, request: WireRequest) -> "_Response":
@@ -56,6 +57,9 @@ class AiohttpWire(PulledWire):
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
             raise _lost(exc) from exc
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            response.close()
+            raise LostError("malformed", f"content-encoding {encoding} was not asked for")
         return _Response(response)
 
     async def aclose(self) -> None:

@@ -44,12 +44,11 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and scope["path"] != "/health":
             headers = Headers(scope=scope)
-            key = headers.get("authorization", "")
             try:
                 if scope["path"].startswith("/admin"):
-                    check_admin_key(self._gateway.admin_keys, key)
+                    check_admin_key(self._gateway.admin_keys, headers.get("authorization", ""))
                 else:
-                    self._gateway.keys.check(key)
+                    self._gateway.access.check(headers, scope["path"])
             except RequestError as problem:
                 told, body = self._gateway.refusal(problem, request_id(headers))
                 app = Response(body, problem.status, told)
@@ -70,8 +69,8 @@ def _pages(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse(status.models(gateway))
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse(status.models(gateway, request.headers.get("authorization", "")))
 
     @app.post("/v1/requests/{request_id}/cancel")
     async def cancel(request_id: str, request: Request) -> JSONResponse:

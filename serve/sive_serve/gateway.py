@@ -24,7 +24,7 @@ from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
 from sive.wires.turn import Turn
 
-from sive_serve.auth import KeyRing
+from sive_serve.auth import Access, KeyRing
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
 from sive_serve.exchange import Exchange
@@ -33,6 +33,7 @@ from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
+from sive_serve.tokens import Tokens
 
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
@@ -59,7 +60,7 @@ class Gateway:
     def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
         self.settings = settings
         self.engine = engine
-        self.keys = KeyRing(settings.gateway.api_keys)
+        self.access = Access(KeyRing(settings.gateway.api_keys), Tokens(settings.gateway.token_secrets))
         self.admin_keys = KeyRing(settings.gateway.admin_keys)
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())
@@ -167,7 +168,7 @@ class Gateway:
         """One chat completion or completion, from the request to the end of its answer."""
         try:
             call = parse(exchange.endpoint, body, exchange.headers)
-            model = self._model(call)
+            model = self._model(call, self.models_for(exchange.headers.get("authorization", "")))
             check_weights(exchange.headers, model.name, model.weights)
         except RequestError as problem:
             self.refuse(exchange, problem)
@@ -211,11 +212,13 @@ class Gateway:
         exchange.end(body)
 
     def cancel(self, request_id: str, authorization: str) -> int:
-        """End the requests that run under an id and came with the same key; how many there were."""
+        """End the requests that run under an id and are the same caller's; how many there were."""
+        caller = self.access.caller(authorization)
         found = [
             exchange
             for exchange in self.running
-            if exchange.request_id == request_id and exchange.came_with(authorization)
+            if exchange.request_id == request_id
+            and self.access.caller(exchange.headers.get("authorization", "")) == caller
         ]
         for exchange in found:
             exchange.end_early(
@@ -260,10 +263,17 @@ class Gateway:
         else:
             self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
 
-    def _model(self, call: Call) -> Model:
-        model = self.table.get(call.model)
+    def models_for(self, authorization: str) -> Table:
+        """The models that exist for this caller; ``Access.check`` has seen it."""
+        grant = self.access.grant(authorization)
+        if grant is None:
+            return self.table
+        return {name: model for name, model in self.table.items() if grant.opens(name)}
+
+    def _model(self, call: Call, table: Table) -> Model:
+        model = table.get(call.model)
         if model is None:
-            served = ", ".join(self.table)
+            served = ", ".join(table)
             message = f"the model {call.model[:200]!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model

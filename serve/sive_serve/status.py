@@ -13,9 +13,10 @@ from sive_serve.gateway import Gateway
 Json = dict[str, Any]
 
 
-def models(gateway: Gateway) -> Json:
+def models(gateway: Gateway, authorization: str) -> Json:
     """``/v1/models``: OpenAI's list, with ``parent`` for adapters and ``weights`` where they are known."""
-    return {"object": "list", "data": [_model(gateway, model) for model in gateway.table.values()]}
+    data = [_model(gateway, model) for model in gateway.models_for(authorization).values()]
+    return {"object": "list", "data": data}
 
 
 def _model(gateway: Gateway, model: Model) -> Json:

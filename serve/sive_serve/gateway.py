@@ -30,6 +30,7 @@ from sive_serve.engine import Engine
 from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
+from sive_serve.page import Page
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 
@@ -59,6 +60,7 @@ class Gateway:
         self.settings = settings
         self.engine = engine
         self.keys = KeyRing(settings.gateway.api_keys)
+        self.page = Page()
         self.admin_keys = KeyRing(settings.gateway.admin_keys)
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())

@@ -118,13 +118,17 @@ export class EventParser {
  */
 export async function* streamChat(chat) {
   let said = "";
+  let options = chat.options;
   for (;;) {
-    const request = new Answer(chat, said);
+    const request = new Answer({ ...chat, options }, said);
+    const before = said.length;
     for await (const text of request.deltas()) {
       said += text;
       yield text;
     }
-    if (!request.goesOn) return chat.onFinish?.({ reason: request.reason, requestId: request.id });
+    if (request.tokensLeft) options = { ...options, max_tokens: request.tokensLeft };
+    // Twice nothing new would be asked for ever.
+    if (!request.goesOn || (before > 0 && said.length === before)) return chat.onFinish?.({ reason: request.reason, requestId: request.id });
   }
 }
 
@@ -132,6 +136,8 @@ export async function* streamChat(chat) {
 class Answer {
   reason = "";
   goesOn = false;
+  /** Of `max_tokens`, when this answer goes on. */
+  tokensLeft = 0;
   #isOver = false;
   #route = "";
 
@@ -241,12 +247,13 @@ class Answer {
     if (choice?.finish_reason) {
       this.reason = choice.finish_reason;
       this.goesOn = chunk.sive?.continue === true;
+      this.tokensLeft = Number(chunk.sive?.max_tokens) || 0;
       this.#isOver = true;
     }
   }
 
-  /** @param {Route & {continue?: boolean}} told */
-  #routed({ continue: _, ...route }) {
+  /** @param {Route & {continue?: boolean, max_tokens?: number}} told */
+  #routed({ continue: _, max_tokens: __, ...route }) {
     if (!route.backend) return;
     const seen = JSON.stringify(route);
     if (seen !== this.#route) this.chat.onRoute?.(route);

@@ -39,6 +39,11 @@ export class Api {
     this.#token = null;
   }
 
+  /** Can a key that somebody types open it? Where tokens do, a refusal is the site's own mistake. */
+  get takesKeys() {
+    return this.place.way !== "direct";
+  }
+
   /** @param {Omit<Parameters<typeof streamChat>[0], "url" | "key">} chat */
   async *chat(chat) {
     yield* streamChat({ ...chat, ...this.place, key: await this.#key() });
@@ -64,12 +69,16 @@ export class Api {
   async #key() {
     if (this.place.way !== "direct") return this.session.getItem(KEY) ?? undefined;
     if (this.#token && this.#token.untilMs - Date.now() > EARLY_MS) return this.#token.token;
-    const response = await fetch("/api/token", { method: "POST" }).catch((cause) => {
+    // The token before goes along, so that the next opens the same requests: to cancel them, for one.
+    const body = JSON.stringify({ token: this.#token?.token });
+    const asked = { method: "POST", headers: { "content-type": "application/json" }, body };
+    const response = await fetch("/api/token", asked).catch((cause) => {
       throw new SiveError("the server cannot be reached", { code: "network", cause });
     });
     const told = await response.json().catch(() => ({}));
     if (!response.ok || !told.token) {
-      throw new SiveError("/api/token gives no token", { status: response.status, code: "bad_response" });
+      const message = told.error?.message ?? "/api/token gives no token";
+      throw new SiveError(message, { status: response.status, code: told.error?.code ?? "bad_response" });
     }
     this.#token = { token: told.token, untilMs: Date.now() + 1000 * (told.expires_in ?? 60) };
     return this.#token.token;

@@ -100,7 +100,7 @@ class Page {
         if (!this.models.length) this.warn(this.say("noModels"));
         return;
       } catch (error) {
-        if (!isRefusedKey(error)) {
+        if (!this.isRefusedKey(error)) {
           this.warn(this.why(error), () => this.start());
           return;
         }
@@ -119,6 +119,11 @@ class Page {
     await new Promise((resolve) => door.addEventListener("close", resolve, { once: true }));
     this.api.use(key.value.trim());
     this.question.focus();
+  }
+
+  /** @param {unknown} error */
+  isRefusedKey(error) {
+    return error instanceof SiveError && error.status === 401 && this.api.takesKeys;
   }
 
   get voice() {
@@ -265,11 +270,11 @@ class Page {
     this.dropLast();
     this.question.value = question;
     const again = async () => {
-      if (isRefusedKey(known)) await this.askKey(true);
+      if (this.isRefusedKey(known)) await this.askKey(true);
       this.send();
     };
     this.warn(this.why(known), again);
-    if (isRefusedKey(known)) again();
+    if (this.isRefusedKey(known)) again();
   }
 
   /** @param {Conversation} conversation @param {number} at */
@@ -473,9 +478,6 @@ function failure(error) {
   const { message, code, status, retryAfterS } = error;
   return { message, code, status, retryAfterS };
 }
-
-/** @param {unknown} error */
-const isRefusedKey = (error) => error instanceof SiveError && error.status === 401;
 
 /** @param {string} name */
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.getAttribute("content") ?? "";

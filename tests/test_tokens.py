@@ -227,7 +227,7 @@ def test_a_model_out_of_scope_does_not_exist(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/status", "/metrics", "/ready", "/", "/docs", "/v1/modelsx", "/v1/load_lora"]
+    "path", ["/status", "/metrics", "/ready", "/docs", "/v1/modelsx", "/v1/load_lora"]
 )
 def test_a_token_opens_no_other_page(served: Served, path: str) -> None:
     """Whatever there is or will be: what is not listed is closed."""

@@ -34,7 +34,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class _Front:
-    """Checks the key of every page but /health; /admin has keys of its own."""
+    """Checks the key of everything but /health and the chat page; /admin has keys of its own."""
 
     def __init__(self, gateway: Gateway, pages: ASGIApp) -> None:
         self._gateway = gateway
@@ -44,6 +44,9 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and scope["path"] != "/health":
             headers = Headers(scope=scope)
+            if found := self._gateway.page.answer(scope["method"], scope["path"], headers):
+                await found(scope, receive, send)
+                return
             try:
                 if scope["path"].startswith("/admin"):
                     check_admin_key(self._gateway.admin_keys, headers.get("authorization", ""))

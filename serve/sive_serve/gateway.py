@@ -31,6 +31,7 @@ from sive_serve.exchange import Exchange
 from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
+from sive_serve.page import Page
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 from sive_serve.tokens import Tokens
@@ -61,6 +62,7 @@ class Gateway:
         self.settings = settings
         self.engine = engine
         self.access = Access(KeyRing(settings.gateway.api_keys), Tokens(settings.gateway.token_secrets))
+        self.page = Page()
         self.admin_keys = KeyRing(settings.gateway.admin_keys)
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())

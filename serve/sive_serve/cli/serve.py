@@ -33,7 +33,10 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
     sock = bind(settings.gateway)
     gateway = Gateway(settings, engine=_engine(settings))
     host, port = sock.getsockname()[:2]
-    typer.echo(f"sive on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    typer.echo(f"sive on {url}/v1")
+    if gateway.page:
+        typer.echo(f"  open {url}/ in a browser")
     for line in start_lines(gateway):
         typer.echo(f"  {line}")
     run(gateway, sock)

@@ -226,9 +226,7 @@ def test_a_model_out_of_scope_does_not_exist(served: Served) -> None:
     assert code(ask(served, bearer(models=[]))) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize(
-    "path", ["/status", "/metrics", "/ready", "/docs", "/v1/modelsx", "/v1/load_lora"]
-)
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/ready", "/docs", "/v1/modelsx", "/v1/load_lora"])
 def test_a_token_opens_no_other_page(served: Served, path: str) -> None:
     """Whatever there is or will be: what is not listed is closed."""
     assert code(served.get(path, headers=bearer())) == (403, "token_scope")

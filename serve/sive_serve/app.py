@@ -14,14 +14,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sive_serve import status
+from sive_serve import doors, status
 from sive_serve.admin import check_admin_key, routes
+from sive_serve.doors.callers import SpaceKeys, needs_no_key
 from sive_serve.gateway import ANSWER_HEADERS, Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
-    app: ASGIApp = _Front(gateway, _pages(gateway))
+    app: ASGIApp = SpaceKeys(_Front(gateway, _pages(gateway)))
     if origins := gateway.settings.gateway.cors_origins:
         app = CORSMiddleware(
             app,
@@ -34,7 +35,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class _Front:
-    """Checks the key of everything but /health and the chat page; /admin has keys of its own."""
+    """Checks the key of everything but the chat page and a few others; /admin has keys of its own."""
 
     def __init__(self, gateway: Gateway, pages: ASGIApp) -> None:
         self._gateway = gateway
@@ -42,7 +43,7 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._pages
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] == "http" and not needs_no_key(scope["path"]):
             headers = Headers(scope=scope)
             if found := self._gateway.page.answer(scope["method"], scope["path"], headers):
                 await found(scope, receive, send)
@@ -69,6 +70,7 @@ def _pages(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
     app.include_router(routes(gateway))
+    app.include_router(doors.routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")

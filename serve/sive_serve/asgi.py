@@ -1,12 +1,14 @@
 """What faces need of ASGI: a body that is bounded, and a caller who may leave while it waits."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from sive.errors import RequestError
-from sive.protocol import Json, loads
+from sive.protocol import SSE_HEADERS, Json, loads
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -14,11 +16,41 @@ LEFT_STATUS = 499
 """nginx's code for a caller who left; nobody reads it."""
 
 
+class EventStream(StreamingResponse):
+    """Server-sent events; ``close`` is called when they are over, however that came about."""
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        *,
+        close: Callable[[], None],
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(events, headers=SSE_HEADERS | (headers or {}))
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them; a caller who leaves ends that."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
 async def json_body(request: Request, *, max_bytes: int) -> Json:
     """The JSON object that a request brings.
 
     Raises:
         RequestError: it is too large, or no JSON object.
+    """
+    return json_object(await body_of(request, max_bytes=max_bytes))
+
+
+async def body_of(request: Request, *, max_bytes: int) -> bytes:
+    """All that a request brings.
+
+    Raises:
+        RequestError: 413, it is too large.
     """
     body = bytearray()
     try:
@@ -29,8 +61,17 @@ async def json_body(request: Request, *, max_bytes: int) -> Json:
                 raise RequestError(message, status=413, code="request_too_large")
     except ClientDisconnect as exc:
         raise RequestError("the caller left", status=LEFT_STATUS, code="caller_left") from exc
+    return bytes(body)
+
+
+def json_object(body: bytes) -> Json:
+    """A body's JSON object.
+
+    Raises:
+        RequestError: 400, it is none.
+    """
     try:
-        asked = loads(bytes(body))
+        asked = loads(body)
     except ValueError as exc:
         raise RequestError(f"the body is not valid JSON: {exc}", code="invalid_json") from exc
     if not isinstance(asked, dict):

@@ -56,6 +56,7 @@ class Gateway:
     """Routes, wires, keys, metrics and the engine of one server.
 
     ``start`` and ``stop`` belong to the event loop that serves; the constructor only looks at the disk.
+    ``stopping``: set when the server takes no more; whoever only keeps a connection open ends it then.
     """
 
     def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
@@ -67,6 +68,7 @@ class Gateway:
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())
         self.running: set[Exchange] = set()
+        self.stopping = asyncio.Event()
         self.metrics.in_flight.set_function(lambda: len(self.running))
         self.request_log = RequestLog()
         self.policy = Policy(clocks(settings))
@@ -108,6 +110,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop asking, cut what still runs, close the wires and stop the engine."""
+        self.stopping.set()
         self._tidying.cancel()
         for change in self.changes:
             change.cancel()

@@ -1,7 +1,6 @@
 """A request that one of our own faces makes: it translates what it reads for callers of another protocol."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
@@ -47,7 +46,7 @@ class Inner:
         self.has_begun = False
         self._status = 0
         self._told: dict[str, str] = {}
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self.waiting_bytes = 0
         self._has_ended = False
         self._is_cut = False
@@ -74,7 +73,7 @@ class Inner:
         return self._status, self._told
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes; what is not taken holds the backend back.
+        """The body as it comes, all that waits at once; what is not taken holds the backend back.
 
         Raises:
             LostError: it was cut in the middle.
@@ -83,7 +82,8 @@ class Inner:
             await self._wait_for(lambda: bool(self._pieces) or self._has_ended)
             if not self._pieces:
                 return
-            piece = self._pieces.popleft()
+            piece = b"".join(self._pieces)
+            self._pieces.clear()
             self._taken(len(piece))
             yield piece
 

@@ -12,7 +12,7 @@ import socket
 from types import FrameType
 
 import uvicorn
-from sive.config import GatewaySettings
+from sive.config import GatewaySettings, Settings
 from sive.errors import ConfigError
 
 from sive_serve.app import create_app
@@ -48,8 +48,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def bind(settings: GatewaySettings) -> socket.socket:
-    """A listening socket.
+def bind(settings: GatewaySettings, *, way_out: str = "--port N or PORT=N") -> socket.socket:
+    """A listening socket; ``way_out``: how another port is chosen.
 
     Raises:
         ConfigError: the port is in use, or the host is no address of this machine.
@@ -63,20 +63,32 @@ def bind(settings: GatewaySettings) -> socket.socket:
         sock.listen(2048)
     except OSError as exc:
         sock.close()
-        raise ConfigError(_told(exc, settings)) from exc
+        raise ConfigError(_told(exc, settings, way_out)) from exc
     return sock
 
 
-def _told(exc: OSError, settings: GatewaySettings) -> str:
+def bind_compat(settings: Settings) -> list[socket.socket]:
+    """The second socket, for clients of the older services, when it is configured.
+
+    Raises:
+        ConfigError: as for the first.
+    """
+    if settings.compat.port is None:
+        return []
+    same_host = settings.gateway.model_copy(update={"port": settings.compat.port})
+    return [bind(same_host, way_out="--compat-port N")]
+
+
+def _told(exc: OSError, settings: GatewaySettings, way_out: str) -> str:
     if exc.errno == errno.EADDRINUSE:
-        return f"port {settings.port} on {settings.host} is in use: choose another with --port N or PORT=N"
+        return f"port {settings.port} on {settings.host} is in use: choose another with {way_out}"
     if exc.errno == errno.EACCES:
-        return f"port {settings.port} needs root: choose one above 1023 with --port N or PORT=N"
+        return f"port {settings.port} needs root: choose one above 1023 with {way_out}"
     return f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}"
 
 
-def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") -> None:
-    """Serve until SIGINT or SIGTERM; then finish what runs, for at most ``drain_s``."""
+def run(gateway: Gateway, *socks: socket.socket, log_level: str = "warning") -> None:
+    """Serve on these sockets until SIGINT or SIGTERM; then finish what runs, for at most ``drain_s``."""
     config = uvicorn.Config(
         create_app(gateway),
         http=functools.partial(GatewayProtocol, gateway),  # type: ignore[arg-type]  # called like a class
@@ -91,7 +103,7 @@ def run(gateway: Gateway, sock: socket.socket, *, log_level: str = "warning") ->
     # uvicorn shuts down and then raises the signal again, which would end a clean stop as a death by signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, gateway).run(sockets=[sock])
+        _Server(config, gateway).run(sockets=list(socks))
 
 
 class _Server(uvicorn.Server):
@@ -103,6 +115,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and give what runs ``drain_s`` to finish."""
+        self._gateway.stopping.set()
         drain_s = self._gateway.settings.gateway.drain_s
         timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.end_all)
         try:

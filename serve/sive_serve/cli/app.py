@@ -69,6 +69,12 @@ def serve(
     adapters: Annotated[
         Path | None, typer.Option(help="An adapters.toml for the engine.", show_default=False)
     ] = None,
+    compat_port: Annotated[
+        int | None,
+        typer.Option(
+            help="A second port, for clients of older services.", show_default=False, min=0, max=65535
+        ),
+    ] = None,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
 ) -> None:
     """Serve an OpenAI-compatible endpoint; with no configuration it answers from this CPU."""
@@ -79,6 +85,7 @@ def serve(
         "gateway.port": port,
         "engine.model": engine,
         "engine.adapters": adapters,
+        "compat.port": compat_port,
     }
     run_server(config, {key: value for key, value in said.items() if value is not None}, log_level)
 

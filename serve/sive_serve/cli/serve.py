@@ -1,6 +1,7 @@
 """`sive serve`."""
 
 import logging
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sive_serve.cli.fetch import models_dir
 from sive_serve.engine import Engine
 from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
-from sive_serve.server import bind, check_exposure, run
+from sive_serve.server import bind, bind_compat, check_exposure, run
 from sive_serve.status import start_lines
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,21 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
     loaded = load(config, overrides=overrides)
     settings = loaded.settings
     check_exposure(settings.gateway)
-    sock = bind(settings.gateway)
+    sock, older = bind(settings.gateway), bind_compat(settings)
     gateway = Gateway(settings, engine=_engine(settings))
-    host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    typer.echo(f"sive on {url}/v1")
+    typer.echo(f"sive on {_url(sock)}/v1")
     if gateway.page:
-        typer.echo(f"  open {url}/ in a browser")
+        typer.echo(f"  open {_url(sock)}/ in a browser")
+    for one in older:
+        typer.echo(f"  for clients of the older services on {_url(one)} too")
     for line in start_lines(gateway):
         typer.echo(f"  {line}")
-    run(gateway, sock)
+    run(gateway, sock, *older)
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _engine(settings: Settings) -> Engine | None:

@@ -3,8 +3,10 @@
 from sive.config.load import Loaded, load, process_environment, sdk_names_a_host
 from sive.config.sections import (
     BackendSettings,
+    CompatSettings,
     EngineSettings,
     EnvironmentSettings,
+    FunctionSettings,
     GatewaySettings,
     LocalSettings,
     ModelSettings,
@@ -14,8 +16,10 @@ from sive.config.sections import (
 
 __all__ = [
     "BackendSettings",
+    "CompatSettings",
     "EngineSettings",
     "EnvironmentSettings",
+    "FunctionSettings",
     "GatewaySettings",
     "Loaded",
     "LocalSettings",

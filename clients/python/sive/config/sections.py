@@ -105,6 +105,7 @@ class ModelSettings(Section):
     ``degrade = "refuse"``: an error rather than another voice. ``guard_json``: answers in one piece are
     streamed from the backend and put together here, so that they survive its death; false passes them
     through. ``hedge``: when a first token is later than 95 % of them, the next rung is asked as well.
+    ``greeting``: how a conversation begins for clients of the older services.
     """
 
     route: Literal["default"] | Annotated[tuple[RungSettings, ...], Field(min_length=1)] = "default"
@@ -112,6 +113,7 @@ class ModelSettings(Section):
     guard_json: bool = True
     hedge: bool = False
     system_prompt: str | None = None
+    greeting: str | None = None
     weights: str | None = None
 
 
@@ -156,6 +158,38 @@ class LocalSettings(Section):
     max_tokens: Annotated[int, Field(ge=1)] = 128
 
 
+class FunctionSettings(Section):
+    """One of ``[compat] functions``: a Gradio function of an older Space, and the model that answers for it.
+
+    ``name`` is its ``api_name``. ``philosopher``: it takes a third argument, which names another model.
+    """
+
+    name: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_]+$")]
+    model: str | None = None
+    philosopher: bool = False
+
+
+class CompatSettings(Section):
+    """``[compat]``: the doors of the older services.
+
+    ``port``: a second one to listen on, none when left out. ``model`` answers clients that name nobody.
+    ``greeting_in_history``: ``/init`` puts the greeting into the history it returns, as a first answer.
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    model: str = "spinoza"
+    greeting_in_history: bool = False
+    functions: tuple[FunctionSettings, ...] = (FunctionSettings(name="/chat_function"),)
+
+    @field_validator("functions")
+    @classmethod
+    def _names_differ(cls, functions: tuple[FunctionSettings, ...]) -> tuple[FunctionSettings, ...]:
+        names = [function.name.strip("/") for function in functions]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two functions are called {sorted(twice)[0]!r}: give each its own name")
+        return functions
+
+
 class EnvironmentSettings(Section):
     """What only the environment says: names that earlier deployments set, and ``SIVE_OFFLINE``.
 
@@ -179,6 +213,7 @@ class Settings(Section):
     model: dict[str, ModelSettings] = Field(default_factory=dict)
     engine: EngineSettings | None = None
     local: LocalSettings = LocalSettings()
+    compat: CompatSettings = CompatSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
 
     @field_validator("backend")

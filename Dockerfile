@@ -8,6 +8,7 @@ COPY clients/python/sive /opt/sive/src/sive
 COPY lora_adapters/sive_adapters /opt/sive/src/sive_adapters
 COPY runpod/sive_pods /opt/sive/src/sive_pods
 COPY serve/sive_serve /opt/sive/src/sive_serve
+COPY clients/netlify/public /opt/sive/src/sive_serve/page
 
 FROM vllm/vllm-openai:v0.32.0 AS pod
 COPY serve/image/venv.sh runpod/requirements.lock /opt/sive/image/

@@ -52,8 +52,10 @@ def test_every_package_is_copied() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
         "wheel"
     ]
-    copied = {step.arguments[0] for step in STAGES["sources"].all("COPY")}
-    assert copied == set(listed["packages"])
+    copied = {step.arguments[0]: step.arguments[1] for step in STAGES["sources"].all("COPY")}
+    assert set(copied) == {*listed["packages"], *listed["force-include"]}
+    for folder, place in listed["force-include"].items():
+        assert copied[folder] == f"/opt/sive/src/{place}"
 
 
 def test_nothing_else_reaches_the_builder() -> None:

@@ -28,7 +28,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 class _Front:
-    """Checks the key of every page but a few; /admin has keys of its own."""
+    """Checks the key of everything but the chat page and a few others; /admin has keys of its own."""
 
     def __init__(self, gateway: Gateway, pages: ASGIApp) -> None:
         self._gateway = gateway
@@ -38,12 +38,14 @@ class _Front:
         app = self._pages
         if scope["type"] == "http" and not needs_no_key(scope["path"]):
             headers = Headers(scope=scope)
-            key = authorization(headers)
+            if found := self._gateway.page.answer(scope["method"], scope["path"], headers):
+                await found(scope, receive, send)
+                return
             try:
                 if scope["path"].startswith("/admin"):
-                    check_admin_key(self._gateway.admin_keys, key)
+                    check_admin_key(self._gateway.admin_keys, headers.get("authorization", ""))
                 else:
-                    self._gateway.keys.check(key)
+                    self._gateway.access.check(headers, scope["path"])
             except RequestError as problem:
                 told, body = self._gateway.refusal(problem, id_of(headers))
                 app = Response(body, problem.status, told)
@@ -65,13 +67,13 @@ def _pages(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse(status.models(gateway))
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse(status.models(gateway, authorization(request.headers)))
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
         try:
-            return JSONResponse(status.model(gateway, name))
+            return JSONResponse(status.model(gateway, name, authorization(request.headers)))
         except RequestError as problem:
             headers, body = gateway.refusal(problem, id_of(request.headers))
             return Response(body, problem.status, headers)

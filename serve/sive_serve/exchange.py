@@ -1,7 +1,5 @@
 """What the gateway needs of a request, whoever brings it: a hot path's HTTP, or one of our own faces."""
 
-import hmac
-from collections.abc import Mapping
 from typing import Protocol
 
 from sive.drive import Caller, Driver
@@ -24,9 +22,6 @@ class Exchange(Caller, Protocol):
     driver: Direct | Driver | None
     has_begun: bool
 
-    def came_with(self, authorization: str) -> bool:
-        """Did the request come with this ``Authorization`` header?"""
-
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the caller is told."""
 
@@ -35,9 +30,3 @@ class Exchange(Caller, Protocol):
 
     def cut(self) -> None:
         """End in the middle: the caller sees that it was no clean end."""
-
-
-def is_of(headers: Mapping[str, str], authorization: str) -> bool:
-    """Do these headers say the same ``Authorization``? The time of the look-up shows nothing of it."""
-    mine = headers.get("authorization", "")
-    return hmac.compare_digest(mine.encode("latin-1"), authorization.encode("latin-1"))

@@ -24,7 +24,7 @@ from sive.wires.http import HttpWire
 from sive.wires.local import LocalWire
 from sive.wires.turn import Turn
 
-from sive_serve.auth import KeyRing
+from sive_serve.auth import Access, KeyRing
 from sive_serve.cors import Cors
 from sive_serve.direct import Direct, is_direct
 from sive_serve.engine import Engine
@@ -32,9 +32,11 @@ from sive_serve.exchange import Exchange
 from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
+from sive_serve.page import Page
 from sive_serve.pod_reconciler import reconciler
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
+from sive_serve.tokens import Tokens
 
 LACKS = frozenset({"http_404", "http_503"})
 """What a pod answers that lacks an adapter: 503 where another rung of its own has that name."""
@@ -62,7 +64,8 @@ class Gateway:
     def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
         self.settings = settings
         self.engine = engine
-        self.keys = KeyRing(settings.gateway.api_keys)
+        self.access = Access(KeyRing(settings.gateway.api_keys), Tokens(settings.gateway.token_secrets))
+        self.page = Page()
         self.admin_keys = KeyRing(settings.gateway.admin_keys)
         self.cors = Cors(settings.gateway.cors_origins)
         self.changes: set[asyncio.Future[None]] = set()
@@ -184,7 +187,7 @@ class Gateway:
         """One chat completion or completion, from the request to the end of its answer."""
         try:
             call = parse(exchange.endpoint, body, exchange.headers)
-            model = self.model(call.model)
+            model = self.model(call.model, exchange.headers.get("authorization", ""))
             check_weights(exchange.headers, model.name, model.weights)
         except RequestError as problem:
             self.refuse(exchange, problem)
@@ -227,11 +230,13 @@ class Gateway:
         exchange.end(body)
 
     def cancel(self, request_id: str, authorization: str) -> int:
-        """End the requests that run under an id and came with the same key; how many there were."""
+        """End the requests that run under an id and are the same caller's; how many there were."""
+        caller = self.access.caller(authorization)
         found = [
             exchange
             for exchange in self.running
-            if exchange.request_id == request_id and exchange.came_with(authorization)
+            if exchange.request_id == request_id
+            and self.access.caller(exchange.headers.get("authorization", "")) == caller
         ]
         for exchange in found:
             exchange.end_early(
@@ -267,15 +272,23 @@ class Gateway:
         else:
             self.refuse(exchange, RequestError(OWN_FAULT, status=500, type="server_error"))
 
-    def model(self, name: str) -> Model:
-        """The served model of this name.
+    def models_for(self, authorization: str) -> Table:
+        """The models that exist for this caller; ``Access.check`` has seen it."""
+        grant = self.access.grant(authorization)
+        if grant is None:
+            return self.table
+        return {name: model for name, model in self.table.items() if grant.opens(name)}
+
+    def model(self, name: str, authorization: str) -> Model:
+        """The served model of this name, if it exists for this caller.
 
         Raises:
             RequestError: 404, naming what is served.
         """
-        model = self.table.get(name)
+        table = self.models_for(authorization)
+        model = table.get(name)
         if model is None:
-            served = ", ".join(self.table)
+            served = ", ".join(table)
             message = f"the model {name[:200]!r} does not exist; served are: {served}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return model

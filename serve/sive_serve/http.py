@@ -20,7 +20,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sive_serve.auth import authorization
 from sive_serve.direct import Direct
-from sive_serve.exchange import is_of
 
 if TYPE_CHECKING:
     from sive_serve.gateway import Gateway
@@ -284,7 +283,7 @@ class Exchange:
         self._is_on = True
         self._protocol.answering = self
         try:
-            self._gateway.keys.check(self.headers.get("authorization", ""))
+            self._gateway.access.check(self.headers, f"/v1/{self.endpoint}")
             self._check_length()
         except RequestError as problem:
             self._gateway.refuse(self, problem)
@@ -387,10 +386,6 @@ class Exchange:
         if not self.keep_alive:
             self._protocol.close()
         self._protocol.on_response_complete()
-
-    def came_with(self, authorization: str) -> bool:
-        """Did the request come with this ``Authorization`` header?"""
-        return is_of(self.headers, authorization)
 
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the caller is told."""

@@ -10,7 +10,6 @@ from sive.protocol import Endpoint, Json, dumps
 from sive.routes import Model
 
 from sive_serve.direct import Direct
-from sive_serve.exchange import is_of
 
 if TYPE_CHECKING:
     from sive_serve.gateway import Gateway
@@ -130,10 +129,6 @@ class Inner:
             self._put(data)
         self._has_ended = True
         self._arrived.set()
-
-    def came_with(self, authorization: str) -> bool:
-        """Did the request come with this ``Authorization`` header?"""
-        return is_of(self.headers, authorization)
 
     def end_early(self, *, status: int, message: str, code: str) -> None:
         """End the request from outside; the reader is told."""

@@ -36,7 +36,7 @@ def check_exposure(settings: GatewaySettings) -> None:
     Raises:
         ConfigError: says how to set one.
     """
-    if _is_loopback(settings.host) or settings.api_keys:
+    if _is_loopback(settings.host) or settings.api_keys or settings.token_secrets:
         return
     raise ConfigError(
         f"host {settings.host!r} is open to others and there are no API keys: "

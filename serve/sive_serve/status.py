@@ -13,18 +13,19 @@ from sive_serve.gateway import Gateway
 Json = dict[str, Any]
 
 
-def models(gateway: Gateway) -> Json:
+def models(gateway: Gateway, authorization: str) -> Json:
     """``/v1/models``: OpenAI's list, with ``parent`` for adapters and ``weights`` where they are known."""
-    return {"object": "list", "data": [_model(gateway, model) for model in gateway.table.values()]}
+    data = [_model(gateway, model) for model in gateway.models_for(authorization).values()]
+    return {"object": "list", "data": data}
 
 
-def model(gateway: Gateway, name: str) -> Json:
+def model(gateway: Gateway, name: str, authorization: str) -> Json:
     """``/v1/models/{name}``: one entry of the list.
 
     Raises:
         RequestError: 404, naming what is served.
     """
-    return _model(gateway, gateway.model(name))
+    return _model(gateway, gateway.model(name, authorization))
 
 
 def _model(gateway: Gateway, model: Model) -> Json:

@@ -35,6 +35,8 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
     sock, older = bind(settings.gateway), bind_compat(settings)
     gateway = Gateway(settings, engine=_engine(settings))
     typer.echo(f"sive on {_url(sock)}/v1")
+    if gateway.page:
+        typer.echo(f"  open {_url(sock)}/ in a browser")
     for one in older:
         typer.echo(f"  for clients of the older services on {_url(one)} too")
     for line in start_lines(gateway):

@@ -21,7 +21,9 @@ BUILT_IN_BACKENDS = ("local", "hf")
 UNION_PARTS = ("tuple[RungSettings, ...]", "literal['default']")
 """What pydantic adds to the path of a key that may have one of two types."""
 
-ADMIN_KEYS = "SIVE_ADMIN_KEYS"
+LISTS = (("SIVE_ADMIN_KEYS", "gateway.admin_keys"), ("SIVE_TOKEN_SECRETS", "gateway.token_secrets"))
+"""Secrets that stand in one variable, separated by commas."""
+
 TRUE = {"1", "true", "yes", "on"}
 
 Tree = dict[str, Any]
@@ -130,10 +132,9 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple
     gateway = tree.get("gateway")
     named = gateway.get("api_keys_env") if isinstance(gateway, dict) else None
     keys_env = named if isinstance(named, str) else "SIVE_API_KEYS"
-    if keys := [key.strip() for key in environ.get(keys_env, "").split(",") if key.strip()]:
-        said["gateway.api_keys"] = (keys, keys_env)
-    if keys := [key.strip() for key in environ.get(ADMIN_KEYS, "").split(",") if key.strip()]:
-        said["gateway.admin_keys"] = (keys, ADMIN_KEYS)
+    for name, key in ((keys_env, "gateway.api_keys"), *LISTS):
+        if listed := [one.strip() for one in environ.get(name, "").split(",") if one.strip()]:
+            said[key] = (listed, name)
     if cache := environ.get("XDG_CACHE_HOME"):
         said.setdefault("local.weights_dir", (Path(cache) / "sive" / "weights", "XDG_CACHE_HOME"))
         said.setdefault("environment.adapters_dir", (Path(cache) / "sive" / "adapters", "XDG_CACHE_HOME"))

@@ -9,6 +9,9 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 """``null`` is none: every sandboxed page has it."""
 
+MIN_TOKEN_SECRET_CHARS = 32
+"""Of a secret that signs tokens: whoever sees one token can try secrets against it at leisure."""
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -24,7 +27,8 @@ class GatewaySettings(Section):
     ``deadline_s`` counts only time in which the caller got nothing. ``head_s``: after it a stream gets
     its 200 and ``: waiting`` comments while rungs are still tried. ``rest_s``: the longest that a backend
     is left alone after failures. ``admin_keys``: from ``SIVE_ADMIN_KEYS``; without one nobody may change what
-    is served. ``probe_interval_s``: about how often an idle backend is asked for a token. ``adapters``: the
+    is served. ``token_secrets``: from ``SIVE_TOKEN_SECRETS``; what pages' short-lived tokens are signed with.
+    ``probe_interval_s``: about how often an idle backend is asked for a token. ``adapters``: the
     ``adapters.toml`` that pods with an ``admin_key`` are kept at; ``adapters_remove``: what it does not list
     is removed there.
     ``max_reply_bytes``: of what a backend sends in one piece; ``max_held_bytes``: of all that one request
@@ -36,6 +40,7 @@ class GatewaySettings(Section):
     api_keys: tuple[SecretStr, ...] = ()
     api_keys_env: str = "SIVE_API_KEYS"
     admin_keys: tuple[SecretStr, ...] = ()
+    token_secrets: tuple[SecretStr, ...] = ()
     deadline_s: Seconds = 120
     connect_s: Seconds = 3
     head_s: Seconds = 5
@@ -68,6 +73,17 @@ class GatewaySettings(Section):
         if not all(key.get_secret_value().strip() for key in keys):
             raise ValueError("an empty key would let everybody in: leave it out")
         return keys
+
+    @field_validator("token_secrets")
+    @classmethod
+    def _secrets_cannot_be_guessed(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        lengths = [len(secret.get_secret_value().strip()) for secret in secrets]
+        if lengths and min(lengths) < MIN_TOKEN_SECRET_CHARS:
+            raise ValueError(
+                f"a secret of {min(lengths)} characters can be guessed from one token: "
+                f"{MIN_TOKEN_SECRET_CHARS} at least (openssl rand -hex 32)"
+            )
+        return secrets
 
 
 class BackendSettings(Section):

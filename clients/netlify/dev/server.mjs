@@ -1,0 +1,64 @@
+/**
+ * The site on this machine, without Netlify's CLI: `node dev/server.mjs [PORT]` (default 8888).
+ *
+ * public/ as files, /v1 as the edge function, /api as the functions; variables from the environment or `.env`.
+ */
+
+import { createReadStream, existsSync, readFileSync, statSync } from "node:fs";
+import { createServer } from "node:http";
+import { extname, join, normalize } from "node:path";
+import { Readable } from "node:stream";
+import { fileURLToPath } from "node:url";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const TYPES = { ".html": "text/html", ".css": "text/css", ".mjs": "text/javascript", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json" };
+
+if (existsSync(join(ROOT, ".env"))) {
+  for (const line of readFileSync(join(ROOT, ".env"), "utf8").split("\n")) {
+    const [, name, value] = /^\s*(\w+)\s*=\s*(.*?)\s*$/.exec(line) ?? [];
+    if (name) process.env[name] ??= value;
+  }
+}
+
+const modules = await Promise.all(["edge-functions/gateway.js", "functions/chat.mjs", "functions/token.mjs"].map((path) => import(`../netlify/${path}`)));
+const functions = modules.flatMap(({ default: handle, config }) => [config.path].flat().map((path) => ({ handle, path: pattern(path) })));
+
+/** Netlify's paths: `*` is anything, `:name` one part. @param {string} path */
+function pattern(path) {
+  return new RegExp(`^${path.replace("*", ".*").replace(/:\w+/, "[^/]+")}$`);
+}
+
+const server = createServer(async (incoming, outgoing) => {
+  const url = new URL(incoming.url ?? "/", `http://${incoming.headers.host}`);
+  const found = functions.find(({ path }) => path.test(url.pathname));
+  if (!found) return file(url.pathname, outgoing);
+  const left = new AbortController();
+  outgoing.on("close", () => left.abort());
+  const hasBody = !["GET", "HEAD"].includes(incoming.method ?? "");
+  const request = new Request(url, {
+    method: incoming.method,
+    headers: /** @type {any} */ (incoming.headers),
+    signal: left.signal,
+    ...(hasBody ? { body: Readable.toWeb(incoming), duplex: "half" } : {}),
+  });
+  const response = await found.handle(request, { ip: incoming.socket.remoteAddress });
+  outgoing.writeHead(response.status, Object.fromEntries(response.headers));
+  outgoing.flushHeaders();
+  if (!response.body) return outgoing.end();
+  // A page that leaves ends the answer, which is no error here.
+  Readable.fromWeb(response.body).on("error", () => outgoing.destroy()).pipe(outgoing).on("error", () => {});
+  outgoing.on("close", () => left.abort());
+});
+
+/** @param {string} pathname @param {import("node:http").ServerResponse} outgoing */
+function file(pathname, outgoing) {
+  const path = join(ROOT, "public", normalize(decodeURIComponent(pathname)), pathname.endsWith("/") ? "index.html" : "");
+  const isThere = path.startsWith(join(ROOT, "public")) && existsSync(path) && statSync(path).isFile();
+  if (!isThere) return outgoing.writeHead(404).end("not found");
+  outgoing.writeHead(200, { "content-type": `${TYPES[extname(path)] ?? "application/octet-stream"}; charset=utf-8` });
+  createReadStream(path).pipe(outgoing);
+}
+
+server.listen(Number(process.argv[2] ?? 8888), "127.0.0.1", () => {
+  console.log(`http://127.0.0.1:${server.address().port}/`);
+});

@@ -1,0 +1,88 @@
+/**
+ * Where the page asks, which one place says: `<meta name="sive-api" content="edge | direct | function">`.
+ *
+ * edge: `/v1` of the page's own host, which is a sive itself or an edge function in front of one.
+ * direct: the sive of `<meta name="sive-gateway">`, with a token that `/api/token` hands out for minutes.
+ * function: `/api/chat` of the page's own host.
+ */
+
+import { cancel, models, SiveError, streamChat } from "./sive.mjs";
+
+const EARLY_MS = 30_000;
+const KEY = "sive/key";
+
+/** @typedef {{way: string, url: string, chatUrl?: string}} Place */
+
+/** @param {(name: string) => string} meta @returns {Place} */
+export function place(meta) {
+  const way = meta("sive-api") || "edge";
+  const own = { way, url: "/v1" };
+  if (way === "direct") return { way, url: `${meta("sive-gateway").replace(/\/+$/, "").replace(/\/v1$/, "")}/v1` };
+  if (way === "function") return { ...own, chatUrl: "/api/chat" };
+  return own;
+}
+
+/** A sive, with whatever opens it. */
+export class Api {
+  /** @type {{token: string, untilMs: number} | null} */
+  #token = null;
+
+  /** @param {Place} place @param {Pick<Storage, "getItem" | "setItem">} session */
+  constructor(place, session) {
+    this.place = place;
+    this.session = session;
+  }
+
+  /** @param {string} key */
+  use(key) {
+    this.session.setItem(KEY, key);
+    this.#token = null;
+  }
+
+  /** Can a key that somebody types open it? Where tokens do, a refusal is the site's own mistake. */
+  get takesKeys() {
+    return this.place.way !== "direct";
+  }
+
+  /** @param {Omit<Parameters<typeof streamChat>[0], "url" | "key">} chat */
+  async *chat(chat) {
+    yield* streamChat({ ...chat, ...this.place, key: await this.#key() });
+  }
+
+  async models() {
+    return models({ url: this.place.url, key: await this.#key() });
+  }
+
+  /** What each rung could do now, where the gateway is near enough to say. @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>} */
+  async ready() {
+    if (this.place.way === "function") return {};
+    try {
+      const key = await this.#key();
+      const headers = new Headers(key ? { authorization: `Bearer ${key}` } : {});
+      const response = await fetch(this.place.url.replace(/v1$/, "ready"), { headers });
+      return (await response.json()).models ?? {};
+    } catch {
+      return {};
+    }
+  }
+
+  async #key() {
+    if (this.place.way !== "direct") return this.session.getItem(KEY) ?? undefined;
+    if (this.#token && this.#token.untilMs - Date.now() > EARLY_MS) return this.#token.token;
+    // The token before goes along, so that the next opens the same requests: to cancel them, for one.
+    const body = JSON.stringify({ token: this.#token?.token });
+    const asked = { method: "POST", headers: { "content-type": "application/json" }, body };
+    const response = await fetch("/api/token", asked).catch((cause) => {
+      throw new SiveError("the server cannot be reached", { code: "network", cause });
+    });
+    const told = await response.json().catch(() => ({}));
+    if (!response.ok || !told.token) {
+      const message = told.error?.message ?? "/api/token gives no token";
+      throw new SiveError(message, { status: response.status, code: told.error?.code ?? "bad_response" });
+    }
+    this.#token = { token: told.token, untilMs: Date.now() + 1000 * (told.expires_in ?? 60) };
+    return this.#token.token;
+  }
+}
+
+export { cancel, SiveError };

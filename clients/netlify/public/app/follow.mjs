@@ -1,0 +1,57 @@
+/** Keeps the end of a growing text in view, until the reader looks elsewhere. */
+
+const NEAR_PX = 64;
+
+export class Follow {
+  isOn = true;
+  #top = 0;
+
+  /** @param {HTMLElement} log @param {HTMLButtonElement} latest Leads back to the end. */
+  constructor(log, latest) {
+    this.log = log;
+    this.latest = latest;
+    log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    // A wheel turned up says so before anything has moved.
+    log.addEventListener("wheel", (event) => event.deltaY < 0 && this.#leave(), { passive: true });
+    latest.addEventListener("click", () => this.toEnd());
+  }
+
+  /** The text has grown. */
+  grown() {
+    if (this.isOn) this.#down();
+    else this.#show();
+  }
+
+  toEnd() {
+    this.isOn = true;
+    this.#down();
+    this.#show();
+  }
+
+  #down() {
+    this.log.scrollTop = this.log.scrollHeight;
+    this.#top = this.log.scrollTop;
+  }
+
+  #leave() {
+    if (this.log.scrollHeight <= this.log.clientHeight) return;
+    this.isOn = false;
+    this.#show();
+  }
+
+  #scrolled() {
+    const top = this.log.scrollTop;
+    if (top < this.#top - 2) this.isOn = false;
+    if (this.#fromEnd() < NEAR_PX && top >= this.#top) this.isOn = true;
+    this.#top = top;
+    this.#show();
+  }
+
+  #fromEnd() {
+    return this.log.scrollHeight - this.log.clientHeight - this.log.scrollTop;
+  }
+
+  #show() {
+    this.latest.hidden = this.isOn || this.#fromEnd() < NEAR_PX;
+  }
+}

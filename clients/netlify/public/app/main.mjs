@@ -1,0 +1,485 @@
+/** The page: one conversation at a time, and what its buttons do. */
+
+import { Api, place, SiveError } from "./api.mjs";
+import { after, asked, boot, messages } from "./chat.mjs";
+import { Exchange } from "./exchange.mjs";
+import { Follow } from "./follow.mjs";
+import { part, portrait } from "./parts.mjs";
+import { Rail } from "./rail.mjs";
+import { element } from "./render.mjs";
+import { PREFIX, storage, Store } from "./store.mjs";
+import { voice } from "./voices.mjs";
+import { language, speaking } from "./words.mjs";
+
+/**
+ * @import {Happening, Turn} from "./chat.mjs"
+ * @import {Conversation} from "./store.mjs"
+ * @import {Word} from "./words.mjs"
+ */
+
+const KEEP_EVERY_MS = 2000;
+const LOOK_EVERY_MS = 5000;
+const THEMES = ["light", "dark"];
+
+class Page {
+  /** @type {{id: string, parent?: string}[]} */
+  models = [];
+  /** @type {Conversation} */
+  conversation = fresh("");
+  /** @type {Exchange[]} */
+  exchanges = [];
+  /** @type {AbortController | null} */
+  running = null;
+  isEditing = false;
+  draft = "";
+  keptMs = 0;
+  frame = 0;
+
+  constructor() {
+    this.kept = storage(() => localStorage);
+    this.store = new Store(this.kept);
+    this.api = new Api(place(meta), storage(() => sessionStorage));
+    this.language = language(this.kept.getItem("sive/language"), navigator.languages);
+    this.say = speaking(this.language);
+    this.log = part("log", HTMLElement);
+    this.question = part("question", HTMLTextAreaElement);
+    this.banner = part("banner", HTMLElement);
+    this.follow = new Follow(this.log, part("latest", HTMLButtonElement));
+    this.rail = new Rail({
+      choose: (id) => this.begin(id),
+      open: (id) => this.open(id),
+      remove: (id) => this.remove(id),
+    });
+    this.listen();
+  }
+
+  async start() {
+    this.theme(this.kept.getItem("sive/theme"));
+    this.translate();
+    this.question.focus();
+    await this.meet();
+    const last = this.store.get(this.kept.getItem("sive/current") ?? "");
+    if (last && this.models.some(({ id }) => id === last.model)) this.show(last);
+    else this.begin(this.kept.getItem("sive/model") ?? "");
+    setInterval(() => this.look(), LOOK_EVERY_MS);
+  }
+
+  listen() {
+    part("ask", HTMLFormElement).addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    this.question.addEventListener("keydown", (event) => {
+      // Enter that accepts what an input method offers is not ours; Safari only says so by the code.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+      event.preventDefault();
+      this.send();
+    });
+    this.question.addEventListener("input", () => this.grow());
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.isComposing) return;
+      if (this.rail.isOpen) this.rail.toggle(false);
+      else if (this.running) this.stop();
+      else if (this.isEditing) this.edit(false);
+    });
+    part("stop", HTMLButtonElement).addEventListener("click", () => this.stop());
+    part("fresh", HTMLButtonElement).addEventListener("click", () => this.begin(this.conversation.model));
+    part("language", HTMLButtonElement).addEventListener("click", () => this.turnLanguage());
+    part("theme", HTMLButtonElement).addEventListener("click", () => this.turnTheme());
+    part("save", HTMLButtonElement).addEventListener("click", () => this.save());
+    part("clear", HTMLButtonElement).addEventListener("click", () => this.clear());
+    addEventListener("pagehide", () => this.keep());
+    addEventListener("storage", (event) => this.otherTab(event.key));
+  }
+
+  /** Learn who can be asked; a key is asked for until one opens. */
+  async meet() {
+    for (let hasAsked = false; ; hasAsked = true) {
+      try {
+        this.models = await this.api.models();
+        if (!this.models.length) this.warn(this.say("noModels"));
+        return;
+      } catch (error) {
+        if (!this.isRefusedKey(error)) {
+          this.warn(this.why(error), () => this.start());
+          return;
+        }
+        await this.askKey(hasAsked);
+      }
+    }
+  }
+
+  /** @param {boolean} isWrong */
+  async askKey(isWrong) {
+    const door = part("door", HTMLDialogElement);
+    const key = part("door-key", HTMLInputElement);
+    part("door-wrong", HTMLElement).hidden = !isWrong;
+    key.value = "";
+    door.showModal();
+    await new Promise((resolve) => door.addEventListener("close", resolve, { once: true }));
+    this.api.use(key.value.trim());
+    this.question.focus();
+  }
+
+  /** @param {unknown} error */
+  isRefusedKey(error) {
+    return error instanceof SiveError && error.status === 401 && this.api.takesKeys;
+  }
+
+  get voice() {
+    const model = this.models.find(({ id }) => id === this.conversation.model) ?? { id: this.conversation.model || "sive" };
+    return voice(model, this.language);
+  }
+
+  /** @param {string} model Begin a conversation with it. */
+  begin(model) {
+    const known = this.models.find(({ id }) => id === model) ?? this.models[0];
+    this.show(fresh(known?.id ?? ""));
+    this.rail.toggle(false);
+    this.question.focus();
+  }
+
+  /** @param {string} id */
+  open(id) {
+    const found = this.store.get(id);
+    if (found) this.show(found);
+    this.rail.toggle(false);
+  }
+
+  /** @param {Conversation} conversation */
+  show(conversation) {
+    this.stop();
+    this.edit(false);
+    this.hush();
+    this.conversation = conversation;
+    this.remember("current", conversation.id);
+    this.remember("model", conversation.model);
+    this.draw();
+    this.follow.toEnd();
+    this.look();
+  }
+
+  /** Draw everything anew: another conversation, or another language. */
+  draw() {
+    const { say, voice: who } = this;
+    document.title = say("title", who);
+    document.body.dataset.voice = who.id;
+    part("who", HTMLElement).textContent = who.name;
+    part("portrait", HTMLElement).replaceChildren(...portrait(who).childNodes);
+    part("name", HTMLElement).textContent = who.name;
+    part("line", HTMLElement).textContent = who.line;
+    part("questions", HTMLUListElement).replaceChildren(
+      ...who.questions.map((text) =>
+        element("li", {}, element("button", { type: "button", onclick: () => this.ask(text) }, text)),
+      ),
+    );
+    this.question.placeholder = say("ask", who);
+    this.log.setAttribute("aria-label", say("log", who));
+    const voices = this.models.map((model) => voice(model, this.language));
+    this.rail.showVoices(voices, this.conversation.model);
+    this.exchanges = this.conversation.turns.map((turn) => this.exchange(turn));
+    part("turns", HTMLElement).replaceChildren(...this.exchanges.map(({ root }) => root));
+    this.refresh();
+  }
+
+  /** What depends on how many turns there are. */
+  refresh() {
+    const { exchanges } = this;
+    exchanges.forEach((one, at) => {
+      one.isLast = at === exchanges.length - 1;
+      one.show(one.turn);
+    });
+    part("welcome", HTMLElement).hidden = exchanges.length > 0;
+    this.rail.showConversations(this.store.all(), this.conversation.id, this.say);
+    part("send", HTMLButtonElement).hidden = this.running !== null;
+    part("stop", HTMLButtonElement).hidden = this.running === null;
+    this.grow();
+  }
+
+  /** @param {Turn} turn */
+  exchange(turn) {
+    const { say, language, voice } = this;
+    return new Exchange(turn, { say, language, voice }, { retry: () => this.retry(), edit: () => this.edit(true) });
+  }
+
+  send() {
+    const text = this.question.value.trim();
+    if (!text || this.running) return;
+    if (this.isEditing) this.dropLast();
+    this.edit(false, "");
+    this.ask(text);
+  }
+
+  retry() {
+    if (this.running) return;
+    const last = this.dropLast();
+    if (last) this.ask(last.question);
+  }
+
+  dropLast() {
+    this.exchanges.pop()?.root.remove();
+    return this.conversation.turns.pop();
+  }
+
+  /** @param {string} question */
+  async ask(question) {
+    if (this.running) return;
+    if (!this.models.length) await this.meet();
+    this.hush();
+    const { conversation } = this;
+    const said = messages(conversation.turns, question);
+    const turn = asked(question, Date.now());
+    const at = conversation.turns.push(turn) - 1;
+    const exchange = this.exchange(turn);
+    this.exchanges.push(exchange);
+    part("turns", HTMLElement).append(exchange.root);
+    const controller = (this.running = new AbortController());
+    this.keep();
+    this.refresh();
+    this.follow.toEnd();
+    const happened = (/** @type {Happening} */ happening) => {
+      conversation.turns[at] = after(conversation.turns[at], happening, Date.now());
+      if (conversation === this.conversation) this.paint(at);
+    };
+    try {
+      const stream = this.api.chat({
+        model: conversation.model,
+        messages: said,
+        signal: controller.signal,
+        onRoute: (route) => happened({ kind: "route", route }),
+        onWaiting: (why) => happened({ kind: "waiting", why }),
+        onFinish: ({ reason }) => happened({ kind: "finish", reason }),
+      });
+      for await (const text of stream) happened({ kind: "text", text });
+    } catch (error) {
+      if (controller.signal.aborted) happened({ kind: "stop" });
+      else happened({ kind: "fail", failure: failure(error) });
+      if (!controller.signal.aborted) this.failed(conversation.turns[at], error);
+    }
+    if (this.running === controller) this.running = null;
+    this.ended(conversation, at);
+  }
+
+  /** @param {Turn} turn @param {unknown} known */
+  failed({ question, text }, known) {
+    if (text || this.question.value.trim()) {
+      this.warn(this.why(known), () => this.retry());
+      return;
+    }
+    // Nothing was said: the question goes back to where it was typed.
+    this.dropLast();
+    this.question.value = question;
+    const again = async () => {
+      if (this.isRefusedKey(known)) await this.askKey(true);
+      this.send();
+    };
+    this.warn(this.why(known), again);
+    if (this.isRefusedKey(known)) again();
+  }
+
+  /** @param {Conversation} conversation @param {number} at */
+  ended(conversation, at) {
+    this.keep(conversation);
+    if (conversation !== this.conversation) return;
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    const turn = conversation.turns.at(at);
+    if (turn) this.exchanges[at].show(turn);
+    this.refresh();
+    this.follow.grown();
+    if (turn?.status !== "done") return;
+    // Told once it is whole: word by word it would be read out over and over.
+    part("said", HTMLElement).textContent = `${this.say("answered", this.voice)} ${turn.text.slice(0, 2000)}`;
+  }
+
+  /** Draw an answer that grows, once a frame. @param {number} at */
+  paint(at) {
+    if (Date.now() - this.keptMs > KEEP_EVERY_MS) this.keep();
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      const turn = this.conversation.turns[at];
+      if (turn) this.exchanges[at]?.show(turn);
+      this.follow.grown();
+    });
+  }
+
+  stop() {
+    this.running?.abort();
+    this.running = null;
+  }
+
+  /** @param {boolean} on @param {string} [text] What is typed when it ends; as it was before by default. */
+  edit(on, text = this.draft) {
+    if (on === this.isEditing) {
+      if (!on && text !== this.draft) this.question.value = text;
+      return;
+    }
+    this.isEditing = on;
+    const last = this.exchanges.at(-1);
+    last?.root.classList.toggle("edited", on);
+    if (on) {
+      this.draft = this.question.value;
+      this.question.value = last?.turn.question ?? "";
+      this.tell(this.say("editing"), [[this.say("cancel"), () => this.edit(false)]]);
+      this.question.focus();
+      this.question.setSelectionRange(this.question.value.length, this.question.value.length);
+    } else {
+      this.question.value = text;
+      this.draft = "";
+      this.hush();
+    }
+    this.grow();
+  }
+
+  /** @param {unknown} error */
+  why(error) {
+    if (!(error instanceof SiveError)) return String(error);
+    const own = ["network", "silence", "stream_interrupted", "bad_response"].includes(error.code) && error.status < 300;
+    const what = own || error.code === "bad_response" ? this.say(/** @type {Word} */ (error.code), { message: error.message }) : error.message;
+    return error.retryAfterS ? `${what} ${this.say("in", { seconds: error.retryAfterS })}` : what;
+  }
+
+  /** @param {string} text @param {() => void} [again] */
+  warn(text, again) {
+    const tried = again && (() => {
+      this.hush();
+      again();
+    });
+    this.tell(text, [...(tried ? [/** @type {[string, () => void]} */ ([this.say("again"), tried])] : []), [this.say("dismiss"), () => this.hush()]]);
+    this.banner.classList.add("bad");
+  }
+
+  /** @param {string} text @param {[string, () => void][]} deeds */
+  tell(text, deeds) {
+    this.banner.classList.remove("bad");
+    const buttons = deeds.map(([label, onclick]) => element("button", { type: "button", className: "text", onclick }, label));
+    this.banner.replaceChildren(element("p", {}, text), ...buttons);
+    this.banner.hidden = false;
+  }
+
+  hush() {
+    this.banner.hidden = true;
+    this.banner.replaceChildren();
+  }
+
+  /** @param {Conversation} [conversation] */
+  keep(conversation = this.conversation) {
+    this.keptMs = Date.now();
+    if (!conversation.turns.length) return;
+    conversation.changedMs = this.keptMs;
+    if (!this.store.put(conversation)) this.warn(this.say("full"));
+  }
+
+  /** @param {string} what @param {string} value */
+  remember(what, value) {
+    try {
+      this.kept.setItem(`sive/${what}`, value);
+    } catch {
+      // No room: the next visit begins as the first did.
+    }
+  }
+
+  /** @param {string | null} key What another tab changed; null when it cleared everything. */
+  otherTab(key) {
+    if (key !== null && !key.startsWith(PREFIX)) return;
+    const mine = this.store.get(this.conversation.id);
+    if (mine && !this.running && key === PREFIX + mine.id) {
+      this.conversation = mine;
+      this.draw();
+    }
+    this.rail.showConversations(this.store.all(), this.conversation.id, this.say);
+  }
+
+  /** @param {string} id */
+  remove(id) {
+    this.store.remove(id);
+    if (id === this.conversation.id) this.begin(this.conversation.model);
+    else this.refresh();
+  }
+
+  clear() {
+    if (!confirm(this.say("clearSure"))) return;
+    for (const { id } of this.store.all()) this.store.remove(id);
+    this.begin(this.conversation.model);
+  }
+
+  save() {
+    const url = URL.createObjectURL(new Blob([this.store.exported()], { type: "application/json" }));
+    element("a", { href: url, download: "sive-conversations.json" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  }
+
+  /** Is the chosen voice there, or is it only waking up? */
+  async look() {
+    if (document.hidden || this.exchanges.length || !this.conversation.model) return;
+    const rungs = (await this.api.ready())[this.conversation.model] ?? [];
+    const [own] = rungs;
+    const state = part("state", HTMLElement);
+    state.hidden = !own || own.ready;
+    if (!own || own.ready) return;
+    const booting = boot(own.resting ?? "");
+    const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
+    state.textContent = booting
+      ? `${this.say("booting", this.voice)} · ${this.say("phase", booting)}${left}`
+      : this.say("resting", this.voice);
+  }
+
+  turnLanguage() {
+    this.language = this.language === "en" ? "fr" : "en";
+    this.remember("language", this.language);
+    this.say = speaking(this.language);
+    this.translate();
+    this.draw();
+    this.look();
+  }
+
+  translate() {
+    document.documentElement.lang = this.language;
+    for (const node of document.querySelectorAll("[data-word]")) {
+      if (node instanceof HTMLElement) node.textContent = this.say(/** @type {Word} */ (node.dataset.word));
+    }
+    for (const node of document.querySelectorAll("[data-label]")) {
+      if (!(node instanceof HTMLElement)) continue;
+      const label = this.say(/** @type {Word} */ (node.dataset.label));
+      node.setAttribute("aria-label", label);
+      if (node instanceof HTMLButtonElement) node.title = label;
+    }
+    part("language", HTMLElement).lang = this.language === "en" ? "fr" : "en";
+  }
+
+  /** @param {string | null} theme None: as the system has it. */
+  theme(theme) {
+    if (theme && THEMES.includes(theme)) document.documentElement.dataset.theme = theme;
+  }
+
+  turnTheme() {
+    const now = document.documentElement.dataset.theme;
+    const isDark = now ? now === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const theme = isDark ? "light" : "dark";
+    this.remember("theme", theme);
+    this.theme(theme);
+  }
+
+  grow() {
+    this.question.style.height = "auto";
+    this.question.style.height = `${this.question.scrollHeight}px`;
+  }
+}
+
+/** @param {string} model @returns {Conversation} */
+function fresh(model) {
+  const id = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { id, model, changedMs: Date.now(), turns: [] };
+}
+
+/** @param {unknown} error */
+function failure(error) {
+  if (!(error instanceof SiveError)) return { message: String(error), code: "page", status: 0 };
+  const { message, code, status, retryAfterS } = error;
+  return { message, code, status, retryAfterS };
+}
+
+/** @param {string} name */
+const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.getAttribute("content") ?? "";
+
+new Page().start();

@@ -1,0 +1,74 @@
+/** Who can be asked: what the page knows of the models that a sive serves. */
+
+/**
+ * @typedef {object} Voice
+ * @property {string} id The model.
+ * @property {string} name
+ * @property {string} portrait A drawing in index.html, or "" for a monogram.
+ * @property {string} line One line of character.
+ * @property {string[]} questions
+ */
+
+/** @typedef {{name: string, en: {line: string, questions: string[]}, fr: {line: string, questions: string[]}}} Known */
+
+/** @type {Record<string, Known>} */
+const KNOWN = {
+  spinoza: {
+    name: "Spinoza",
+    en: {
+      line: "Grinder of lenses. God, or Nature.",
+      questions: ["What is joy?", "Are we free, or do we only not know our causes?", "Why should I not fear death?"],
+    },
+    fr: {
+      line: "Polisseur de lentilles. Dieu, c’est-à-dire la Nature.",
+      questions: ["Qu’est-ce que la joie ?", "Sommes-nous libres, ou ignorants de nos causes ?", "Pourquoi ne pas craindre la mort ?"],
+    },
+  },
+  bergson: {
+    name: "Bergson",
+    en: {
+      line: "Time is not a line: it lasts, and it swells.",
+      questions: ["What is duration?", "Why do we laugh?", "Where is a memory kept?"],
+    },
+    fr: {
+      line: "Le temps n’est pas une ligne : il dure, et il gonfle.",
+      questions: ["Qu’est-ce que la durée ?", "Pourquoi rions-nous ?", "Où se conserve un souvenir ?"],
+    },
+  },
+  kant: {
+    name: "Kant",
+    en: {
+      line: "The starry sky above, the moral law within.",
+      questions: ["What ought I to do?", "May I ever tell a lie?", "What is Enlightenment?"],
+    },
+    fr: {
+      line: "Le ciel étoilé au-dessus, la loi morale au-dedans.",
+      questions: ["Que dois-je faire ?", "Ai-je jamais le droit de mentir ?", "Qu’est-ce que les Lumières ?"],
+    },
+  },
+  local: {
+    name: "Local",
+    en: {
+      line: "The small model of this very machine.",
+      questions: ["Who are you?", "What is philosophy?"],
+    },
+    fr: {
+      line: "Le petit modèle de cette machine même.",
+      questions: ["Qui es-tu ?", "Qu’est-ce que la philosophie ?"],
+    },
+  },
+};
+
+/** @param {{id: string, parent?: string}} model @param {"en" | "fr"} language @returns {Voice} */
+export function voice(model, language) {
+  const known = Object.hasOwn(KNOWN, model.id) ? KNOWN[model.id] : null;
+  if (known) return { id: model.id, name: known.name, portrait: model.id, ...known[language] };
+  const short = model.id.split("/").at(-1) || model.id;
+  return {
+    id: model.id,
+    name: short.charAt(0).toUpperCase() + short.slice(1),
+    portrait: "",
+    line: model.parent ?? model.id,
+    questions: KNOWN.local[language].questions,
+  };
+}

@@ -127,7 +127,7 @@ export class Exchange {
 
   #badge() {
     const { say, language } = this.setting;
-    const names = this.turn.voices.map(({ backend }) => backend);
+    const names = this.turn.voices.map(({ backend }) => backend).filter((name, at, all) => name !== all[at - 1]);
     const took = this.turn.tookMs === null ? [] : [say("seconds", { seconds: seconds(language, this.turn.tookMs) })];
     const text = [names.join(" → "), ...took].filter(Boolean).join(" · ");
     return element("span", { className: "badge" }, text);

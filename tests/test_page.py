@@ -23,6 +23,7 @@ JOY = (
     "Elle n'est jamais mauvaise par elle-même, et le sage ne pense à rien moins qu'à la mort."
 )
 ANSWER = ".answer .text"
+LOG = "[document.getElementById('log')]"
 Page = Any
 
 
@@ -76,6 +77,11 @@ def ends(page: Page, status: str = "done", number: int = 1) -> None:
     page.wait_for_selector(f".turn:nth-child({number})[data-status={status}]")
 
 
+def becomes(page: Page, claim: str) -> None:
+    """Wait until a claim about the document holds; the page's own policy lets nothing be evaluated in it."""
+    until(lambda: page.evaluate(claim), 20, claim)
+
+
 def asked(host: Upstream) -> list[Any]:
     """The questions that a pod was asked."""
     return [seen for seen in host.seen if seen.method == "POST"]
@@ -93,8 +99,9 @@ def test_a_question_is_answered_in_a_text_that_grows(serve: Serve, visit: Visit)
         page.evaluate(
             """() => { window.lengths = []; new MutationObserver(() => {
                 const text = document.querySelector(".answer .text");
-                if (text && window.lengths.at(-1) !== text.innerText.length) window.lengths.push(text.innerText.length);
-            }).observe(document.getElementById("turns"), {childList: true, subtree: true, characterData: true}); }"""
+                const length = text?.innerText.length;
+                if (text && window.lengths.at(-1) !== length) window.lengths.push(length);
+            }).observe(document.getElementById("turns"), {childList: true, subtree: true}); }"""
         )
         ask(page, "Qu'est-ce que la joie ?")
         page.wait_for_selector(".turn[data-status=streaming]")
@@ -255,12 +262,12 @@ route = [{{ backend = "engine", model = "base" }}]
 def test_the_philosopher_and_the_language_can_be_changed_and_are_kept(plain: Served, visit: Visit) -> None:
     """Another philosopher is another conversation; a reload changes nothing."""
     page = visit.tab(f"{plain.url}/")
-    assert page.inner_text("h1") == "Spinoza"
+    assert page.inner_text("#name") == "Spinoza"
     assert page.get_attribute("html", "lang") == "en"
     page.check("input[value=kant]")
     page.click("#language")
     assert page.get_attribute("html", "lang") == "fr"
-    assert page.inner_text("h1") == "Kant"
+    assert page.inner_text("#name") == "Kant"
     assert page.get_attribute("#question", "placeholder") == "Interrogez Kant…"
     page.click("#questions li:first-child button")
     ends(page)
@@ -276,12 +283,12 @@ def test_the_philosopher_and_the_language_can_be_changed_and_are_kept(plain: Ser
     assert page.is_checked("input[value=kant]")
 
 
-def test_a_reload_keeps_the_conversation_even_in_the_middle_of_an_answer(serve: Serve, visit: Visit) -> None:
-    """What had come is there, and the pod was left."""
+def test_a_reload_in_the_middle_of_an_answer_keeps_what_came(serve: Serve, visit: Visit) -> None:
+    """It has stopped there, and the pod was left."""
     with Upstream(upstream.talks_forever) as pod:
         page = visit.tab(f"{serve(pods(pod)).url}/")
         ask(page, "?")
-        page.wait_for_function("document.querySelector('.answer .text')?.innerText.length > 100")
+        becomes(page, "document.querySelector('.answer .text')?.innerText.length > 100")
         page.reload()
         ends(page, "stopped")
         assert len(said(page)[0]) > 50
@@ -351,7 +358,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(serve: Serve, visit: Visit
 
 
 def test_enter_sends_and_nothing_else_does(plain: Served, visit: Visit) -> None:
-    """Shift + Enter is a new line; an Enter that an input method takes sends nothing; nor does an empty question."""
+    """Shift + Enter is a new line; an Enter that an input method takes, or an empty question, sends nothing."""
     page = visit.tab(f"{plain.url}/")
     page.press("#question", "Enter")
     page.type("#question", "one")
@@ -376,29 +383,20 @@ def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit) -> None:
     with Upstream(recites(long, pause_s=0.002)) as pod:
         page = visit.tab(f"{serve(pods(pod)).url}/")
         ask(page, "?")
-        page.wait_for_function(
-            "(log => log.scrollHeight > 2 * log.clientHeight)(document.getElementById('log'))"
-        )
-        page.wait_for_function(
-            "(log => log.scrollHeight - log.clientHeight - log.scrollTop < 80)(document.getElementById('log'))"
-        )
+        becomes(page, f"{LOG}.map(log => log.scrollHeight > 2 * log.clientHeight)[0]")
+        becomes(page, f"{LOG}.map(log => log.scrollHeight - log.clientHeight - log.scrollTop < 80)[0]")
         page.hover("#log")
         page.mouse.wheel(0, -400)
         page.wait_for_selector("#latest:not([hidden])")
         page.wait_for_timeout(200)  # until the wheel has come to rest
         top = page.evaluate("document.getElementById('log').scrollTop")
         height = page.evaluate("document.getElementById('log').scrollHeight")
-        page.wait_for_function(f"document.getElementById('log').scrollHeight > {height}")
+        becomes(page, f"document.getElementById('log').scrollHeight > {height}")
         assert page.evaluate("document.getElementById('log').scrollTop") == top
         page.click("#latest")
         page.wait_for_selector("#latest", state="hidden")
         ends(page)
-        assert (
-            page.evaluate(
-                "(log => log.scrollHeight - log.clientHeight - log.scrollTop)(document.getElementById('log'))"
-            )
-            < 80
-        )
+        assert page.evaluate(f"{LOG}.map(log => log.scrollHeight - log.clientHeight - log.scrollTop)[0]") < 80
 
 
 HOSTILE = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
@@ -537,7 +535,7 @@ def test_two_tabs_share_what_they_keep(plain: Served, visit: Visit) -> None:
     assert one.inner_text(".question p") == "From one"
     one.hover("li:has-text('From the other')")
     one.click("li:has-text('From the other') .icon")
-    other.wait_for_function("document.querySelectorAll('.past').length === 1")
+    becomes(other, "document.querySelectorAll('.past').length === 1")
 
 
 def test_conversations_can_be_exported_and_deleted(plain: Served, visit: Visit) -> None:

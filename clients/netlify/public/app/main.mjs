@@ -88,7 +88,10 @@ class Page {
     part("theme", HTMLButtonElement).addEventListener("click", () => this.turnTheme());
     part("save", HTMLButtonElement).addEventListener("click", () => this.save());
     part("clear", HTMLButtonElement).addEventListener("click", () => this.clear());
-    addEventListener("pagehide", () => this.keep());
+    addEventListener("pagehide", () => {
+      this.stop();
+      this.keep();
+    });
     addEventListener("storage", (event) => this.otherTab(event.key));
   }
 
@@ -205,8 +208,11 @@ class Page {
   send() {
     const text = this.question.value.trim();
     if (!text || this.running) return;
-    if (this.isEditing) this.dropLast();
-    this.edit(false, "");
+    this.question.value = "";
+    if (this.isEditing) {
+      this.dropLast();
+      this.edit(false);
+    }
     this.ask(text);
   }
 
@@ -308,12 +314,9 @@ class Page {
     this.running = null;
   }
 
-  /** @param {boolean} on @param {string} [text] What is typed when it ends; as it was before by default. */
-  edit(on, text = this.draft) {
-    if (on === this.isEditing) {
-      if (!on && text !== this.draft) this.question.value = text;
-      return;
-    }
+  /** @param {boolean} on Rewrite the last question; when that ends, what was typed before comes back. */
+  edit(on) {
+    if (on === this.isEditing) return;
     this.isEditing = on;
     const last = this.exchanges.at(-1);
     last?.root.classList.toggle("edited", on);
@@ -324,8 +327,7 @@ class Page {
       this.question.focus();
       this.question.setSelectionRange(this.question.value.length, this.question.value.length);
     } else {
-      this.question.value = text;
-      this.draft = "";
+      this.question.value = this.draft;
       this.hush();
     }
     this.grow();
@@ -365,7 +367,10 @@ class Page {
   /** @param {Conversation} [conversation] */
   keep(conversation = this.conversation) {
     this.keptMs = Date.now();
-    if (!conversation.turns.length) return;
+    if (!conversation.turns.length) {
+      this.store.remove(conversation.id);
+      return;
+    }
     conversation.changedMs = this.keptMs;
     if (!this.store.put(conversation)) this.warn(this.say("full"));
   }

@@ -358,7 +358,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_only(serve: Serve, visit: Visit
 
 
 def test_enter_sends_and_nothing_else_does(plain: Served, visit: Visit) -> None:
-    """Shift + Enter is a new line; an Enter that an input method takes, or an empty question, sends nothing."""
+    """Shift + Enter is a new line; an input method's Enter and an empty question send nothing."""
     page = visit.tab(f"{plain.url}/")
     page.press("#question", "Enter")
     page.type("#question", "one")

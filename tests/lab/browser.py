@@ -31,24 +31,32 @@ FLAGS = [
 HOW = "tests/install_callers.sh chromium playwright axe"
 
 
-def need() -> None:
-    """Skip this file where there is no browser, and say how to get one; in CI it must be there."""
+def is_there() -> bool:
+    """Is all of it installed? From then on Playwright can be imported."""
     site = next(PLACES.glob("playwright/lib/python3*/site-packages"), None)
     if site is None or CHROMIUM is None or not AXE.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no browser: {HOW}", pytrace=False)
-        pytest.skip(f"no browser: {HOW}", allow_module_level=True)
+        return False
     if str(site) not in sys.path:
         sys.path.append(str(site))  # after our own packages, of which it brings a few
+    return True
+
+
+def need() -> None:
+    """Skip this file where there is no browser, and say how to get one; in CI it must be there."""
+    if is_there():
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"no browser: {HOW}", pytrace=False)
+    pytest.skip(f"no browser: {HOW}", allow_module_level=True)
 
 
 @contextmanager
-def browser() -> Iterator["Browser"]:
-    """Chromium without a window."""
+def browser(*more: str) -> Iterator["Browser"]:
+    """Chromium without a window, with more flags."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *more])
         try:
             yield chromium
         finally:

@@ -9,7 +9,7 @@ import { Rail } from "./rail.mjs";
 import { element } from "./render.mjs";
 import { PREFIX, storage, Store } from "./store.mjs";
 import { voice } from "./voices.mjs";
-import { language, speaking } from "./words.mjs";
+import { doing, language, speaking } from "./words.mjs";
 
 /**
  * @import {Happening, Turn} from "./chat.mjs"
@@ -56,7 +56,7 @@ class Page {
   async start() {
     this.theme(this.kept.getItem("sive/theme"));
     this.translate();
-    this.question.focus();
+    this.focus();
     await this.meet();
     const last = this.store.get(this.kept.getItem("sive/current") ?? "");
     if (last && this.models.some(({ id }) => id === last.model)) this.show(last);
@@ -139,7 +139,12 @@ class Page {
     const known = this.models.find(({ id }) => id === model) ?? this.models[0];
     this.show(fresh(known?.id ?? ""));
     this.rail.toggle(false);
-    this.question.focus();
+    this.focus();
+  }
+
+  /** To where one types; not where that would bring up a keyboard nobody asked for. */
+  focus() {
+    if (!matchMedia("(hover: none)").matches) this.question.focus();
   }
 
   /** @param {string} id */
@@ -425,7 +430,7 @@ class Page {
     const booting = boot(own.resting ?? "");
     const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
     state.textContent = booting
-      ? `${this.say("booting", this.voice)} · ${this.say("phase", booting)}${left}`
+      ? `${this.say("booting", this.voice)} · ${this.say("phase", { phase: doing(this.language, booting.phase) })}${left}`
       : this.say("resting", this.voice);
   }
 

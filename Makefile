@@ -18,7 +18,7 @@ COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes 
 help: ; @sed -n 's/^## //p' Makefile
 run: .venv/.light ; @$(BIN)/sive serve $(ARGS)
 test: .venv/.test .venv-engine/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	tests/install_callers.sh && $(BIN)/python -m pytest $(ARGS)
 check: .venv/.test
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/hadolint Dockerfile
 demo: .venv/.light .venv-engine/.ready ; @$(BIN)/python serve/demo.py

@@ -49,6 +49,8 @@ class Candidates:
         """The rungs in order; when all that rest were passed over in vain, the one that rested longest."""
         passed_over: list[Rung] = []
         rungs = [rung for rung in self._model.rungs if self._may_answer(rung)]
+        if ability.wants_tools(self._call):  # those that cannot call any answer without, and say so
+            rungs.sort(key=lambda rung: not rung.backend.tools)
         for rung in rungs:
             if rung in self._hedged:
                 continue
@@ -68,10 +70,10 @@ class Candidates:
             yield self.first(min(passed_over, key=self._health.rests_until))
 
     def hedges(self, plan: Plan) -> Iterator[Plan]:
-        """Who could be asked beside this one: the next rungs that speak with the same voice."""
+        """Who could be asked beside this one: the next rungs of the same voice, if they cost nothing."""
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
-            if not rung.is_degraded and self._health.rest(rung, self.now) is None:
+            if not rung.is_degraded and not rung.backend.quota and self._health.rest(rung, self.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:

@@ -7,6 +7,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sive.capabilities import Capabilities, in_words
 from sive.errors import SiveError
 
 from sive_serve.cli.client import target
@@ -41,11 +42,17 @@ def _show(said: dict[str, Any], url: str) -> None:
     console.print(f"sive {said['version']} at {url}, up {said['uptime_s']:.0f} s")
     if engine := said["engine"]:
         _show_engine(engine, console)
-    table = Table("model", "rung", "as", "why", "state", "last")
+    table = Table("model", "rung", "as", "why", "can", "state", "last")
     for name, model in said["models"].items():
         for rung in model["rungs"]:
             state = "ready" if rung["ready"] else rung["resting"]
-            row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung), rung["last"])
+            about = (
+                rung["why"],
+                in_words(Capabilities(**rung["can"])),
+                state + _degraded(rung),
+                rung["last"],
+            )
+            row = (name, rung["backend"], rung["model"], *about)
             table.add_row(*map(Text, row))
             name = ""
     console.print(table)

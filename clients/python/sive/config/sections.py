@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from sive.config.hosts import HostSettings
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -49,7 +51,7 @@ class GatewaySettings(Section):
         return keys
 
 
-class BackendSettings(Section):
+class BackendSettings(HostSettings):
     """``[[backend]]``: something that can answer. ``name`` is what callers see; never a URL.
 
     ``fields``: ``all`` passes every field of a request on (vLLM, another sive), ``openai`` drops the
@@ -57,10 +59,11 @@ class BackendSettings(Section):
     that broke off elsewhere; learned from its answers when left out. ``probe``: ``token`` asks it for one
     token while nobody else does, ``passive`` waits for a caller's request. ``position_seeds``: it draws the
     noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
+    ``headers``: sent with every request. ``tools``, ``adapters``, ``quota``, ``streaming``: what it can do,
+    and whether it runs out; its kind's when left out. ``first_token_s``: its own patience.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    kind: Literal["openai", "hf"] = "openai"
     url: AnyHttpUrl | None = None
     api_key: SecretStr | None = None
     api_key_env: str | None = None
@@ -70,6 +73,12 @@ class BackendSettings(Section):
     probe: Literal["token", "passive"] | None = None
     max_in_flight: Annotated[int, Field(gt=0)] | None = None
     position_seeds: bool = False
+    headers: dict[str, str] = Field(default_factory=dict)
+    tools: bool | None = None
+    adapters: bool | None = None
+    quota: bool | None = None
+    streaming: bool | None = None
+    first_token_s: Seconds | None = None
 
 
 class RungSettings(Section):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
+from sive import farewell
 from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
@@ -111,6 +112,7 @@ class Gateway:
         for exchange in list(self.running):
             exchange.cut()
         self.running.clear()
+        await farewell.finish()
         for wire in self._wires.values():
             await wire.aclose()
         if self.engine is not None:

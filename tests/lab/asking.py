@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sive import farewell
 from sive.backends import Backend
 from sive.chain import Chain
 from sive.drive import Driver
@@ -108,8 +109,8 @@ def ask(
                 await until(listener)
                 driver.left()
             await running
-            await asyncio.sleep(0.05 if until is not None else 0)  # a farewell is on its way
         finally:
+            await farewell.finish()
             await wire.aclose()
         return listener, chain.report
 

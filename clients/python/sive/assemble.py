@@ -9,6 +9,7 @@ from pydantic import AnyHttpUrl, ValidationError
 from sive.backends import Backend
 from sive.backends.make import make_backend
 from sive.backends.openai import LOCAL_FIELDS, OpenAIBackend
+from sive.backends.spaces import is_space
 from sive.config import (
     BackendSettings,
     EnvironmentSettings,
@@ -274,9 +275,9 @@ def _snb(environment: EnvironmentSettings) -> Backend | None:
     try:
         if prefix.endswith("/v1"):
             return OpenAIBackend("snb", f"{url}/{prefix.strip('/')}", probe="token")
-        snb = BackendSettings(
-            name="snb", kind="gradio", url=AnyHttpUrl(url), prefix=prefix, api_key=environment.hf_token
-        )
+        # The token is the Hub's: whatever else stands there must not see it.
+        key = environment.hf_token if is_space(url) else None
+        snb = BackendSettings(name="snb", kind="gradio", url=AnyHttpUrl(url), prefix=prefix, api_key=key)
     except ValidationError as exc:
         raise ConfigError(f"SNB_BACKEND_URL: {exc.errors()[0]['msg']} (it is {url!r})") from exc
     return make_backend(snb)

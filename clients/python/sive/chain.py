@@ -562,6 +562,8 @@ def _reason(failure: FailedInBand) -> str:
 
 
 def _verdict(error: UnavailableError) -> Verdict:
+    if error.is_well:
+        return Verdict("next_rung")
     if error.needs_owner:
         return Verdict("next_rung", "refusal", retry_after_s=error.rest_s)
     blame: Blame = "host" if error.rest_s is None else "away"

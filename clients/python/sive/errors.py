@@ -69,17 +69,24 @@ class UnavailableError(SiveError):
     """A backend cannot answer: ``reason`` is one word for metrics, the text is fit for callers.
 
     ``rest_s``: it will not be back sooner. ``needs_owner``: nothing but a person's hand brings it back.
-    Without either it may be a failure of the moment.
+    ``is_well``: it could answer others. Without any it may be a failure of the moment.
     """
 
     def __init__(
-        self, reason: str, message: str, *, rest_s: float | None = None, needs_owner: bool = False
+        self,
+        reason: str,
+        message: str,
+        *,
+        rest_s: float | None = None,
+        needs_owner: bool = False,
+        is_well: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.rest_s = rest_s
         self.needs_owner = needs_owner
+        self.is_well = is_well
 
 
 class LocalModelError(SiveError):

@@ -74,7 +74,8 @@ def _prompt(prompt: Any) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise UnavailableError("unsupported", "it takes one prompt of text, no token ids and no list")
+        message = "it takes one prompt of text, no token ids and no list"
+        raise UnavailableError("unsupported", message, is_well=True)
     return prompt
 
 

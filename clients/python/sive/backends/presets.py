@@ -56,7 +56,13 @@ PRESETS = {
         "https://api.runpod.ai/v2/{endpoint_id}", "runpod", resume="none", quota=True, streams=False
     ),
     "replicate": Preset(
-        "https://api.replicate.com", "replicate", resume="none", tools=False, adapters=False, quota=True
+        "https://api.replicate.com",
+        "replicate",
+        resume="none",
+        tools=False,
+        adapters=False,
+        quota=True,
+        headers={"cancel-after": "10m"},  # what is left behind costs no more than that
     ),
     "gradio": Preset(None, "gradio", resume="none", tools=False, adapters=False),
 }

@@ -29,14 +29,20 @@ def space_url(space: str) -> str:
     return "https://" + re.sub(r"[^a-z0-9]+", "-", space.lower()).strip("-") + HOST
 
 
+def is_space(url: str) -> bool:
+    """Is it a Space's own host, on a line that nobody reads along?"""
+    parts = urlsplit(url)
+    return parts.scheme == "https" and (parts.hostname or "").endswith(HOST)
+
+
 def runtime_url(space: str | None, url: str, hub_url: str) -> str | None:
     """What tells how a Space does, by its name or by its host; None for an app that is no Space."""
     if space is not None:
         return f"{hub_url}/api/spaces/{quote(space)}/runtime"
-    host = urlsplit(url).hostname or ""
-    if not host.endswith(HOST):
+    if not is_space(url):
         return None
-    return f"{hub_url}/api/spaces/by-subdomain/{quote(host.removesuffix(HOST))}"
+    subdomain = (urlsplit(url).hostname or "").removesuffix(HOST)
+    return f"{hub_url}/api/spaces/by-subdomain/{quote(subdomain)}"
 
 
 def trouble(status: int, body: bytes) -> UnavailableError | None:

@@ -1,7 +1,7 @@
 """A chain on a fake clock, without sockets: what it is told, what it does, what its caller hears."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sive import sse
@@ -49,7 +49,7 @@ SSE = {"content-type": "text/event-stream"}
 JSON = {"content-type": "application/json"}
 DONE = b"data: [DONE]\n\n"
 
-_OF_BACKENDS = ("context_tokens", "known_fields", "resume", "probe", "max_in_flight", "position_seeds")
+_OF_BACKENDS = {one.name for one in fields(OpenAIBackend)}
 
 
 def rung(name: str, **options: Any) -> Rung:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from sive.ability import wants_tools
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
@@ -42,6 +43,8 @@ def is_direct(call: Call, model: Model, health: Health, now: float) -> bool:
     rung = model.rungs[0]
     backend = rung.backend
     if not isinstance(backend, OpenAIBackend) or backend.is_local or rung.is_degraded:
+        return False
+    if not backend.tools and wants_tools(call):
         return False
     context = backend.context_tokens
     is_too_long = context is not None and call.prompt_bytes > context * MAX_BYTES_PER_TOKEN

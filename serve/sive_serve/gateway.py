@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
+from sive import farewell
 from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local, limits
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
@@ -128,6 +129,7 @@ class Gateway:
         for exchange in list(self.running):
             exchange.cut()
         self.running.clear()
+        await farewell.finish()
         for wire in self._wires.values():
             await wire.aclose()
         if self.engine is not None:

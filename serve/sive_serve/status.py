@@ -1,9 +1,11 @@
 """What the gateway says of itself: models, readiness, status."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from sive import __version__
+from sive.capabilities import capabilities
 from sive.routes import Model, Rest, Rung
 
 from sive_serve.adapter_state import AdapterState
@@ -83,7 +85,11 @@ def status(gateway: Gateway) -> Json:
                 "parent": model.parent,
                 "degrade": "refuse" if model.refuses_degraded else "allow",
                 "rungs": [
-                    _rung(rung, gateway.health.rest(rung, now))
+                    _rung(
+                        rung,
+                        gateway.health.rest(rung, now),
+                        gateway.health.gives_token_ids(rung.backend, now),
+                    )
                     | {"last": _last(gateway, rung), "in_flight": in_flight[rung.backend.name]}
                     for rung in model.rungs
                 ],
@@ -97,7 +103,7 @@ def status(gateway: Gateway) -> Json:
     }
 
 
-def _rung(rung: Rung, rest: Rest | None) -> Json:
+def _rung(rung: Rung, rest: Rest | None, gives_ids: bool | None) -> Json:
     return {
         "backend": rung.backend.name,
         "model": rung.model,
@@ -105,6 +111,7 @@ def _rung(rung: Rung, rest: Rest | None) -> Json:
         "weights": rung.weights,
         "degraded": rung.is_degraded,
         "context_tokens": rung.backend.context_tokens,
+        "can": asdict(capabilities(rung.backend, gives_token_ids=gives_ids)),
     } | _state(rest)
 
 

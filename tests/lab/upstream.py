@@ -45,7 +45,7 @@ class Seen:
         return f"{self.at - since:7.3f} {self.path} {json.dumps(asked)}: {done}"
 
 
-@dataclass(slots=True)
+@dataclass
 class Exchange:
     """One request and the socket to answer it on.
 

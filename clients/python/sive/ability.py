@@ -67,6 +67,11 @@ def streams_whole(call: Call) -> bool:
     return not any(call.body.get(name) for name in ONE_PIECE_FIELDS)
 
 
+def wants_tools(call: Call) -> bool:
+    """May the answer be a call of a tool?"""
+    return any(_is_asked(call.body.get(name)) for name in ("tools", "functions"))
+
+
 def stops(call: Call) -> tuple[str, ...]:
     """The caller's stop strings."""
     stop = call.body.get("stop")

@@ -4,10 +4,20 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pydantic import AnyHttpUrl, ValidationError
+
 from sive.backends import Backend
-from sive.backends.openai import LOCAL_FIELDS, OPENAI_FIELDS, OpenAIBackend
-from sive.backends.presets import PRESETS
-from sive.config import BackendSettings, LocalSettings, ModelSettings, RungSettings, Settings
+from sive.backends.make import make_backend
+from sive.backends.openai import LOCAL_FIELDS, OpenAIBackend
+from sive.backends.spaces import is_space
+from sive.config import (
+    BackendSettings,
+    EnvironmentSettings,
+    LocalSettings,
+    ModelSettings,
+    RungSettings,
+    Settings,
+)
 from sive.errors import ConfigError
 from sive.policy import Clocks, Limits
 from sive.protocol import Json
@@ -123,6 +133,8 @@ def local_rung(local: LocalModel) -> Rung:
         is_local=True,
         resume="text",
         endpoints=frozenset(),
+        tools=False,
+        adapters=False,
     )
     return Rung(backend, local.name, local.why, local.weights)
 
@@ -136,7 +148,8 @@ class _Builder:
         self._local = local
         self._engine = engine
         self._engine_models: Mapping[str, EngineModel] = {m.name: m for m in engine.models} if engine else {}
-        self._backends = {backend.name: _backend(backend) for backend in settings.backend}
+        self._snb = _snb(settings.environment)
+        self._backends = {backend.name: make_backend(backend) for backend in settings.backend}
 
     def table(self) -> Table:
         configured = {
@@ -185,9 +198,8 @@ class _Builder:
         if name in self._engine_models:
             rungs.append(self._engine_rung(name, "the engine serves it"))
         if not environment.offline:
-            if (url := environment.snb_backend_url) and environment.snb_api_prefix.endswith("/v1"):
-                backend = OpenAIBackend("snb", _snb_url(url, environment.snb_api_prefix), probe="token")
-                rungs.append(self._informed(Rung(backend, name, "SNB_BACKEND_URL is set")))
+            if self._snb is not None:
+                rungs.append(self._informed(Rung(self._snb, name, "SNB_BACKEND_URL is set")))
             if environment.hf_token is not None:
                 rungs.append(
                     Rung(self._hf(), environment.ia_model, "HF_TOKEN is set", weights=environment.ia_model)
@@ -219,12 +231,11 @@ class _Builder:
         if learned is None:
             return rung
         backend = rung.backend
-        if isinstance(backend, OpenAIBackend):
-            backend = replace(
-                backend,
-                context_tokens=backend.context_tokens or learned.context_tokens,
-                position_seeds=backend.position_seeds or learned.position_seeds,
-            )
+        backend = replace(
+            backend,
+            context_tokens=backend.context_tokens or learned.context_tokens,
+            position_seeds=backend.position_seeds or learned.position_seeds,
+        )
         weights = rung.weights or learned.weights
         return replace(rung, backend=backend, weights=weights, says_weights=rung.weights is None)
 
@@ -245,7 +256,9 @@ class _Builder:
     def _hf(self) -> Backend:
         if "hf" in self._backends:
             return self._backends["hf"]
-        return _backend(BackendSettings(name="hf", kind="hf", api_key=self._settings.environment.hf_token))
+        return make_backend(
+            BackendSettings(name="hf", kind="hf", api_key=self._settings.environment.hf_token)
+        )
 
 
 def _marked(rung: Rung, *, is_first: bool, weights: str | None, said: bool | None) -> Rung:
@@ -259,26 +272,18 @@ def _marked(rung: Rung, *, is_first: bool, weights: str | None, said: bool | Non
     return Rung(rung.backend, rung.model, rung.why, rung.weights, is_degraded, rung.system_prompt)
 
 
-def _backend(settings: BackendSettings) -> Backend:
-    preset = PRESETS[settings.kind]
-    url = str(settings.url) if settings.url is not None else preset.url
-    if url is None:
-        raise ConfigError(f"backend {settings.name!r} has no url: say where its /v1 is")
-    only_openai = (settings.fields or preset.fields) == "openai"
-    return OpenAIBackend(
-        settings.name,
-        url,
-        api_key=settings.api_key,
-        known_fields=OPENAI_FIELDS if only_openai else None,
-        context_tokens=settings.context_tokens,
-        resume=settings.resume or preset.resume,
-        probe=settings.probe or preset.probe,
-        max_in_flight=settings.max_in_flight,
-        position_seeds=settings.position_seeds,
-        endpoints=frozenset(settings.endpoints) if settings.endpoints is not None else preset.endpoints,
-    )
-
-
-def _snb_url(url: str, prefix: str) -> str:
-    host = url if "://" in url else f"https://{url}"
-    return host.rstrip("/") + "/" + prefix.strip("/")
+def _snb(environment: EnvironmentSettings) -> Backend | None:
+    """What earlier deployments name: a Gradio app, or, below ``/v1``, what speaks OpenAI's protocol."""
+    if not environment.snb_backend_url:
+        return None
+    url, prefix = environment.snb_backend_url, environment.snb_api_prefix
+    url = (url if "://" in url else f"https://{url}").rstrip("/")
+    try:
+        if prefix.endswith("/v1"):
+            return OpenAIBackend("snb", f"{url}/{prefix.strip('/')}", probe="token")
+        # The token is the Hub's: whatever else stands there must not see it.
+        key = environment.hf_token if is_space(url) else None
+        snb = BackendSettings(name="snb", kind="gradio", url=AnyHttpUrl(url), prefix=prefix, api_key=key)
+    except ValidationError as exc:
+        raise ConfigError(f"SNB_BACKEND_URL: {exc.errors()[0]['msg']} (it is {url!r})") from exc
+    return make_backend(snb)

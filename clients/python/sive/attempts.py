@@ -21,7 +21,7 @@ class Attempt:
     """One request to one backend. Times are the events' own.
 
     ``silent_at``: when its patience ends. ``is_fresh``: it was not opened again. ``is_trial``: it tries a
-    backend that had rested. ``first``: its first chunk.
+    backend that had rested. ``first``: its first chunk. ``waits_for``: what its silence means.
     """
 
     id: int
@@ -32,6 +32,7 @@ class Attempt:
     is_trial: bool
     head: Head | None = None
     first: Json | None = None
+    waits_for: str = ""
 
     @property
     def rung(self) -> Rung:
@@ -106,9 +107,9 @@ class Attempts:
         self._report.attempts += 1
         self._tries[plan.rung.backend.name] += 1
         # The CPU model is never dead and silent: who waits there stands in its queue.
-        sees_tokens = plan.request.stream and not plan.rung.backend.is_local
-        clocks = self._policy.clocks
-        patience_s = clocks.first_token_s if sees_tokens else clocks.whole_s
+        backend, clocks = plan.rung.backend, self._policy.clocks
+        sees_tokens = plan.request.stream and backend.streams and not backend.is_local
+        patience_s = (backend.first_token_s or clocks.first_token_s) if sees_tokens else clocks.whole_s
         self._start(plan, now, now + patience_s, is_fresh=True)
 
     def reopen(self, attempt: Attempt, now: float, plan: Plan | None = None) -> None:

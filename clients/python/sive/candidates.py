@@ -54,6 +54,8 @@ class Candidates:
         """The rungs in order; when all that rest were passed over in vain, the one that rested longest."""
         passed_over: list[Rung] = []
         rungs = [rung for rung in self._model.rungs if self._may_answer(rung)]
+        if ability.wants_tools(self._call):  # those that cannot call any answer without, and say so
+            rungs.sort(key=lambda rung: not rung.backend.tools)
         for rung in rungs:
             if rung in self._hedged:
                 continue
@@ -62,7 +64,7 @@ class Candidates:
                 self._report.fail(rung, "context_length", message)
                 continue
             if not self._can_be_asked(rung):
-                self._report.fail(rung.backend.name, LACKS, f"has no /v1/{self._call.endpoint}")
+                self._report.fail(rung, LACKS, f"has no /v1/{self._call.endpoint}")
                 continue
             rest = self._health.rest(rung, self.now)
             is_out_of_order = self._health.own_rest(rung) is not None
@@ -76,10 +78,10 @@ class Candidates:
             yield self.first(min(passed_over, key=self._health.rests_until))
 
     def hedges(self, plan: Plan) -> Iterator[Plan]:
-        """Who could be asked beside this one: the next rungs that speak with the same voice."""
+        """Who could be asked beside this one: the next rungs of the same voice, if they cost nothing."""
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
-            if not rung.is_degraded and self._health.rest(rung, self.now) is None:
+            if not rung.is_degraded and not rung.backend.quota and self._health.rest(rung, self.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:

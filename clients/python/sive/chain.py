@@ -14,7 +14,7 @@ from sive.budget import Budget
 from sive.calls import Call
 from sive.candidates import LACKS, Candidates
 from sive.chunks import finish_reasons, is_error, refusal_status
-from sive.errors import LOST_IN_WORDS
+from sive.errors import LOST_IN_WORDS, UnavailableError
 from sive.events import (
     Alarm,
     CallerLeft,
@@ -26,6 +26,8 @@ from sive.events import (
     Incoming,
     Lost,
     Step,
+    Unavailable,
+    Waiting,
     Whole,
 )
 from sive.events import Relay as RelayCommand
@@ -45,7 +47,7 @@ from sive.transcript import Transcript
 from sive.typed_relay import TypedRelay
 from sive.words import Told, Words
 
-Waiting = Generator[Step, Incoming, Incoming]
+Wait = Generator[Step, Incoming, Incoming]
 Asking = Generator[Step, Incoming, Attempt | None]
 """Ends with the attempt that has its first token, or with None: nobody has, or the request is over."""
 
@@ -227,6 +229,10 @@ class Chain:
                     own = reason_in(attempt.head.headers, chunk, attempt.rung.model)
                     what = f"{ERROR_IN_BAND}: {own}" if own else ERROR_IN_BAND
                     self._failed(attempt, "in_band_error", what, Verdict("no_answer", "model"))
+            case Event(event=Waiting(what)):
+                attempt.waits_for = what
+            case Event(event=Unavailable(error)):
+                self._failed(attempt, error.reason, error.message, _verdict(error))
             case Lost(why="reset_reused") if attempt.is_fresh and self._attempts.may_repeat:
                 self._attempts.reopen(attempt, self._now)
             case Lost(why=why):
@@ -312,7 +318,9 @@ class Chain:
                 continue
             patience_s = self._now - attempt.opened_at
             what = "first token" if attempt.plan.request.stream else "answer"
-            message = f"no {what} within {patience_s:g} s"
+            message = f"no {what} within {patience_s:g} s" + f": {attempt.waits_for}" * bool(
+                attempt.waits_for
+            )
             self._attempts.never_again(attempt.rung)
             if self._now >= attempt.silent_at:  # else the deadline cut its patience short
                 self._health.silent(attempt.rung, patience_s, message, self._now)
@@ -416,6 +424,8 @@ class Chain:
                     return relay.finish()
                 case Event(event=FailedInBand() as failure):
                     return _Cut(rung, _reason(failure), failure.message, relay)
+                case Event(event=Unavailable(error)):
+                    return _Cut(rung, error.reason, error.message, relay)
                 case Lost(why=why):
                     return _Cut(rung, why, LOST_IN_WORDS[why], relay)
                 case Alarm(at=at) if relay.is_blocked and at >= relay.fed_at + self._clocks.deadline_s:
@@ -545,7 +555,7 @@ class Chain:
         while self._now < until:
             yield from self._wait(until)
 
-    def _wait(self, until: float) -> Waiting:
+    def _wait(self, until: float) -> Wait:
         """Yield what is to be done until an event comes that is not the heartbeat's."""
         while True:
             do = tuple(self._do)
@@ -565,7 +575,10 @@ class Chain:
             self._do += self._face.heartbeat(self._words.headers(None), self._whats_up())
 
     def _whats_up(self) -> str:
-        """Why the voice that is wanted is not the one that is waited for."""
+        """Why the voice that is wanted is not the one that is waited for, or what that one waits for."""
+        for attempt in self._attempts:
+            if attempt.waits_for:
+                return f"{attempt.rung.backend.name}: {attempt.waits_for}"
         rests = ((rung, self._health.own_rest(rung)) for rung in self._model.rungs)
         return next((f"{rung.backend.name}: {rest.why}" for rung, rest in rests if rest is not None), "")
 
@@ -578,6 +591,15 @@ def _reason(failure: FailedInBand) -> str:
             return "limited"
         case _:
             return "in_band_error"
+
+
+def _verdict(error: UnavailableError) -> Verdict:
+    if error.is_well:
+        return Verdict("next_rung")
+    if error.needs_owner:
+        return Verdict("next_rung", "refusal", retry_after_s=error.rest_s)
+    blame: Blame = "host" if error.rest_s is None else "away"
+    return Verdict("next_rung", blame, retry_after_s=error.rest_s)
 
 
 def _message(status: int, body: bytes) -> str:

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from sive import sse
+from sive import farewell, sse
 from sive.backends import Reply, Translate, WireName
 from sive.chain import Chain
 from sive.chunks import has_token, is_error
-from sive.errors import LostError
+from sive.errors import LostError, UnavailableError
 from sive.events import (
     Alarm,
     Begin,
@@ -31,6 +31,8 @@ from sive.events import (
     Relay,
     Send,
     Step,
+    Unavailable,
+    Waiting,
     Whole,
 )
 from sive.relay import Happening
@@ -225,7 +227,9 @@ class _Attempt:
         self._translate: Translate | None = None
         self._splitter: sse.Splitter | None = None
         self._relay: AnyRelay | None = None
-        self._lost: LostError | None = None
+        self._failure: LostError | UnavailableError | None = None
+        self._farewell: WireRequest | None = None
+        self._later: WireRequest | None = None
 
     # The driver's side
 
@@ -233,6 +237,8 @@ class _Attempt:
         """Send the first request of the backend's flow."""
         try:
             self._ask(next(self._flow))
+        except UnavailableError as failure:
+            self._fail(failure)
         except Exception:  # a backend's flow may be anybody's: whatever broke, the request must go on
             self._break()
 
@@ -244,8 +250,8 @@ class _Attempt:
         self._pass_on(held)
         if self._exchange is not None and not relay.is_blocked:
             self._exchange.resume()
-        if self._lost is not None:
-            self.on_lost(self._lost)
+        if self._failure is not None:
+            self._fail(self._failure)
 
     def resume(self) -> None:
         """The caller is not slow any more."""
@@ -261,6 +267,8 @@ class _Attempt:
         self._drop_body()
         if self._exchange is not None:
             self._exchange.close()
+        if self._farewell is not None and not (self._relay is not None and self._relay.is_finished):
+            farewell.say(self._wire, self._farewell)
 
     # The wire's side
 
@@ -276,31 +284,35 @@ class _Attempt:
             return
         try:
             self._take(data if self._translate is None else self._translate(data))
-        except LostError as lost:
-            self.on_lost(lost)
+        except (LostError, UnavailableError) as failure:
+            self._fail(failure)
         except Exception:  # as in `start`
             self._break()
 
     def on_end(self) -> None:
         """The reply is complete."""
+        self._farewell = None
         if not self._is_answer:
             self._walk(bytes(self._body))
         if self._is_stream:
-            self.on_lost(LostError("eof"))
+            self._fail(LostError("eof"))
         elif self._is_answer:
             self._tell(Whole(bytes(self._body)))
 
     def on_lost(self, lost: LostError) -> None:
         """There is no reply, or no more of it."""
-        if self._is_stream and self._take == self._hold:
-            self._lost = lost  # what is held goes first, if this stream wins
-        elif not self._is_closed:
-            self._driver.put(Lost(self._id, self._loop.time(), lost.why))
+        if lost.why == "reset_reused" and self._later is not None:
+            request, self._later = self._later, None  # once more: nobody has seen that step of the flow
+            self._exchange = self._wire.send(request, self)
+        else:
+            self._fail(lost)
 
     # Up to the answer
 
     def _ask(self, request: WireRequest) -> None:
-        self._reads_body = request.reads_body
+        self._reads_body, self._farewell = request.reads_body, request.farewell
+        if request.waits_for:
+            self._tell(Waiting(request.waits_for))
         self._exchange = self._wire.send(request, self)
 
     def _walk(self, body: bytes) -> None:
@@ -310,24 +322,40 @@ class _Attempt:
             if self._exchange is not None:
                 self._exchange.close()
             self._drop_body()
+            self._later = request
             self._ask(request)
         except StopIteration as stop:
             self._begin(stop.value)
+        except UnavailableError as failure:
+            self._fail(failure)
         except Exception:  # as in `start`
             self._break()
 
-    def _begin(self, translate: Translate | None) -> None:
+    def _begin(self, how: Translate | Reply | None) -> None:
         self._is_answer = True
+        if isinstance(how, Reply):
+            self._status, self._headers, self._body = how.status, how.headers, bytearray()
         streams = self._headers.get("content-type", "").startswith("text/event-stream")
         if self._opened.request.stream and self._status == 200 and streams:
             self._is_stream = True
-            self._translate, self._splitter = translate, sse.Splitter()
+            self._translate = None if isinstance(how, Reply) else how
+            self._splitter = sse.Splitter()
             self._take = self._look_for_first
         self._driver.put(Head(self._id, self._loop.time(), self._status, self._headers))
+        if isinstance(how, Reply):
+            self.on_data(how.body)
+
+    def _fail(self, failure: LostError | UnavailableError) -> None:
+        if self._is_stream and self._take == self._hold:
+            self._failure = failure  # what is held goes first, if this stream wins
+        elif isinstance(failure, UnavailableError):
+            self._tell(Unavailable(failure))
+        elif not self._is_closed:
+            self._driver.put(Lost(self._id, self._loop.time(), failure.why))
 
     def _break(self) -> None:
         log.exception("the attempt on backend %r failed", self._opened.rung.backend.name)
-        self.on_lost(LostError("malformed"))
+        self._fail(LostError("malformed"))
 
     # What becomes of the body
 
@@ -368,7 +396,7 @@ class _Attempt:
         try:
             out = relay.feed(data, self._loop.time())
         except ValueError as exc:
-            self.on_lost(LostError("malformed", str(exc)))
+            self._fail(LostError("malformed", str(exc)))
             return
         if out:
             caller.send(out)
@@ -378,7 +406,7 @@ class _Attempt:
         if (happening := relay.take()) is not None:
             self._tell(happening)
 
-    def _tell(self, event: First | Whole | Happening) -> None:
+    def _tell(self, event: First | Whole | Waiting | Unavailable | Happening) -> None:
         if not self._is_closed:
             self._driver.put(Event(self._id, self._loop.time(), event))
 

@@ -4,6 +4,7 @@ SiveError
 ├── ConfigError       a file, key, value or environment variable is wrong
 ├── RequestError      the caller's request is wrong; carries the OpenAI error to answer with
 ├── LostError         a backend was lost before or during its answer
+├── UnavailableError  a backend cannot answer, and says why
 ├── LocalModelError   the CPU model cannot be loaded, converted or run
 ├── AdapterError      an adapter or the list of adapters is wrong
 ├── EngineError       the engine cannot be started
@@ -62,6 +63,30 @@ class LostError(SiveError):
     def __init__(self, why: Why, detail: str = "") -> None:
         super().__init__(f"{why}: {detail}" if detail else why)
         self.why: Why = why
+
+
+class UnavailableError(SiveError):
+    """A backend cannot answer: ``reason`` is one word for metrics, the text is fit for callers.
+
+    ``rest_s``: it will not be back sooner. ``needs_owner``: nothing but a person's hand brings it back.
+    ``is_well``: it could answer others. Without any it may be a failure of the moment.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        rest_s: float | None = None,
+        needs_owner: bool = False,
+        is_well: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.rest_s = rest_s
+        self.needs_owner = needs_owner
+        self.is_well = is_well
 
 
 class LocalModelError(SiveError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from sive.backends import Request
-from sive.errors import Why
+from sive.errors import UnavailableError, Why
 from sive.frozen import frozen
 from sive.protocol import Json
 from sive.relay import Happening
@@ -83,6 +83,20 @@ class Whole:
 
 
 @frozen
+class Waiting:
+    """It took the request, and what its silence from now on would mean."""
+
+    what: str
+
+
+@frozen
+class Unavailable:
+    """The backend cannot answer, in words of ours."""
+
+    error: UnavailableError
+
+
+@frozen
 class Head:
     """A status and headers arrived; a 200 head is not yet an answer."""
 
@@ -98,7 +112,7 @@ class Event:
 
     id: int
     at: float
-    event: First | Whole | Happening
+    event: First | Whole | Waiting | Unavailable | Happening
 
 
 @frozen

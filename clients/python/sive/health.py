@@ -178,6 +178,8 @@ class Health:
         breaker.why = why
         if blame == "refusal":
             breaker.rests_until = now + self._policy.clocks.refusal_s
+        elif blame == "away" and rest_s is not None:
+            breaker.rests_until = max(breaker.rests_until or 0.0, now + rest_s)
         elif breaker.rests_until is not None or breaker.failures >= self._policy.failures:
             self._open(breaker, now, rest_s)
 

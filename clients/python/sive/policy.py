@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +15,10 @@ Follow = Literal["answer", "no_answer", "again", "next_rung", "callers_answer", 
 then the next rung. ``next_rung``: somebody else may do better. ``callers_answer``: the error is the
 caller's own and goes back as it came. ``too_long``: only a rung with more context can help."""
 
-Blame = Literal["nobody", "model", "host", "refusal"]
-"""Whose breaker an outcome counts for: the model on that backend, the whole backend, or, for what asking
-again does not mend (a wrong key, no credit), the whole backend for long."""
+Blame = Literal["nobody", "model", "host", "away", "refusal"]
+"""Whose breaker an outcome counts for: the model on that backend, the whole backend, one that said itself how
+long it will be away, or, for what asking again does not mend (a wrong key, no credit), the whole backend for
+long."""
 
 REFUSALS = frozenset({401, 402, 403})
 LACKING = frozenset({404, 405, 501})
@@ -34,6 +36,12 @@ NOBODY_WORDS = ("no_backend",)
 
 BUSY_WORDS = ("currently busy",)
 """How vLLM's own queue says that it is full: with a 503 and no Retry-After."""
+
+NO_WORKER_WORDS = ("no workers available", "no worker available")
+"""How RunPod's load balancer says that all are busy or none has started: with a 400, of all things."""
+
+_SAID_WAIT = re.compile(r"resets in ~?(\d{1,5})s")
+"""How Replicate says when to come again: in words alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class Policy:
         if self.strict and status not in STATUSES_IN_STRICT:
             return Verdict("callers_answer")
         if status == 429:
-            return self._too_many(headers)
+            return self._too_many(headers, body)
         if status == 500 and "html" not in headers.get("content-type", ""):
             return Verdict("again", "model", self.backoff_s())
         if status == 503:
@@ -143,7 +151,7 @@ class Policy:
         said = error_text(body)
         if any(word in said for word in BUSY_WORDS):
             return Verdict("again", "nobody", self.backoff_s())
-        wait_s = retry_after_s(headers)
+        wait_s = retry_after_s(headers, body)
         if any(word in said for word in NOBODY_WORDS):
             return Verdict("next_rung", "model", retry_after_s=wait_s)
         if wait_s is not None and wait_s <= self.clocks.patience_s:
@@ -163,10 +171,12 @@ class Policy:
             return Verdict("too_long")
         if status == 400 and any(word in said for word in BACKEND_WORDS):
             return Verdict("next_rung", "refusal")
+        if any(word in said for word in NO_WORKER_WORDS):
+            return Verdict("next_rung", "host")
         return Verdict("callers_answer")
 
-    def _too_many(self, headers: dict[str, str]) -> Verdict:
-        wait_s = retry_after_s(headers)
+    def _too_many(self, headers: dict[str, str], body: bytes) -> Verdict:
+        wait_s = retry_after_s(headers, body)
         if wait_s is None:
             return Verdict("again", "nobody", self.backoff_s())
         follow: Follow = "again" if wait_s <= self.clocks.patience_s else "next_rung"
@@ -190,13 +200,32 @@ def error_text(body: bytes) -> str:
     error: Json | str = payload.get("error", payload) if isinstance(payload, dict) else {}
     if not isinstance(error, dict):
         return str(error or "").lower()
-    return f"{error.get('code')} {error.get('message')} {error.get('type')}".lower()
+    return " ".join(str(error.get(name)) for name in ("code", "message", "type", "detail")).lower()
 
 
-def retry_after_s(headers: dict[str, str]) -> float | None:
-    """Seconds that a reply asks to wait, an hour at most; dates are used by no host we know and give None."""
+def retry_after_s(headers: dict[str, str], body: bytes = b"") -> float | None:
+    """Seconds that a reply asks to wait, an hour at most; dates are used by no host we know and give None.
+
+    ``body``: where hosts say it that do not say it in the header.
+    """
     try:
         seconds = float(headers["retry-after"])
     except (KeyError, ValueError):
-        return None
+        said = _said_wait_s(body)
+        if said is None:
+            return None
+        seconds = said
     return min(max(0.0, seconds), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
+
+
+def _said_wait_s(body: bytes) -> float | None:
+    """``estimated_time`` of Hugging Face's models that load, or Replicate's words."""
+    try:
+        payload = loads(body) if body else None
+    except ValueError:
+        return None
+    estimated = payload.get("estimated_time") if isinstance(payload, dict) else None
+    if isinstance(estimated, int | float):
+        return float(estimated)
+    found = _SAID_WAIT.search(error_text(body))
+    return float(found.group(1)) if found else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sive.backends import Backend, Request
-from sive.backends.openai import LOCAL_CHOICES
+from sive.backends.openai import LOCAL_CHOICES, TOOL_FIELDS
 from sive.calls import Call
 from sive.protocol import Json
 from sive.through import THROUGH, with_system_prompt
@@ -84,6 +84,8 @@ def request_for(
     dropped = [] if known is None else [name for name in call.body if name not in known]
     if rung.backend.is_local and (call.body.get("n") or 1) > LOCAL_CHOICES:
         dropped.append("n")
+    if not rung.backend.tools:
+        dropped += [name for name in call.body if name in TOOL_FIELDS and name not in dropped]
     body = dict(call.body)
     for name in dropped:
         del body[name]

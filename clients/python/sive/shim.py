@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import httpx2
 
+from sive import farewell
 from sive.assemble import LocalModel, build_table, clocks, describe_local, limits, local_rung
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, parse
@@ -75,6 +76,7 @@ class Shim:
 
     async def aclose(self) -> None:
         """Close the current event loop's wires."""
+        await farewell.finish()
         for wire in self._wires.pop(asyncio.get_running_loop(), {}).values():
             await wire.aclose()
 

@@ -1,6 +1,6 @@
 """The relay of a stream whose events have types: OpenAI's responses, Anthropic's messages."""
 
-from sive.chunks import ENDS, is_error, merged
+from sive.chunks import ENDS, is_error
 from sive.protocol import Json, dumps
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finishing, Label, Relay
 
@@ -60,7 +60,7 @@ def typed_event(payload: Json) -> bytes:
 def labelled(head: Json, label: Label) -> Json:
     """An answer, or the object that stands for it in an event, with who speaks; written into it."""
     theirs = head.get("sive")
-    head["sive"] = merged(label.sive, theirs if isinstance(theirs, dict) else {})
+    head["sive"] = label.merged(theirs)
     if label.model is not None:
         head["model"] = label.model
     return head

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx2
 import typer
+from sive.capabilities import Capabilities, in_words
 from sive.errors import SiveError
 
 from sive_serve.cli.client import target
@@ -40,11 +41,17 @@ def _show(said: dict[str, Any], url: str) -> None:
     if engine := said["engine"]:
         _show_engine(engine)
     rows = [
-        (name, f"{rung['backend']} {rung['model']} ({rung['why']})", _state(rung), rung["last"])
+        (
+            name,
+            f"{rung['backend']} {rung['model']} ({rung['why']})",
+            in_words(Capabilities(**rung["can"])),
+            _state(rung),
+            rung["last"],
+        )
         for name, model in said["models"].items()
         for rung in model["rungs"]
     ]
-    print_table(("model", "rung", "state", "last"), rows)
+    print_table(("model", "rung", "can", "state", "last"), rows)
 
 
 def _show_engine(engine: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ from sive import sse
 from sive.errors import LostError, RequestError
 from sive.protocol import Json, loads
 
+from sive_serve.cors import EXPOSED
 from sive_serve.doors.history import Messages
-from sive_serve.gateway import ANSWER_HEADERS, CANCELLED_STATUS, Gateway
+from sive_serve.gateway import CANCELLED_STATUS, Gateway
 from sive_serve.inner import Inner
 
 OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "stop")
@@ -112,7 +113,7 @@ class Answer:
             _, told = await self._inner.head()
         except LostError as lost:
             raise _cut() from lost
-        return {name: told[name] for name in ANSWER_HEADERS if name in told}
+        return {name: told[name] for name in EXPOSED if name in told}
 
     async def whole(self) -> str:
         """The text in one piece.

@@ -1,11 +1,10 @@
 """Whatever speaks OpenAI's protocol: a vLLM engine, another sive, a hosted API, the CPU model's wire."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pydantic import SecretStr
-
-from sive.backends import Flow, Probe, Request, Resume, WireName
-from sive.protocol import JSON_HEADERS, Endpoint, dumps
+from sive.backends import Backend, Flow, Request
+from sive.backends.pieces import as_stream
+from sive.protocol import JSON_HEADERS, dumps
 from sive.wires import WireRequest
 
 OPENAI_FIELDS = frozenset(
@@ -74,45 +73,43 @@ LOCAL_CHOICES = 4
 """As many as the CPU model gives, one after the other; a larger ``n`` is dropped as an unknown field is."""
 
 
+TOOL_FIELDS = frozenset({"function_call", "functions", "parallel_tool_calls", "tool_choice", "tools"})
+"""Request fields that mean nothing to a backend without tools."""
+
+
+STREAM_FIELDS = frozenset({"stream", "stream_options"})
+
+
 @dataclass(frozen=True, slots=True)
-class OpenAIBackend:
+class OpenAIBackend(Backend):
     """A backend that needs no translation. ``url`` ends in ``/v1`` or whatever stands in its place.
 
     ``query``: sent along with every request.
     """
 
-    name: str
     url: str
-    api_key: SecretStr | None = None
-    known_fields: frozenset[str] | None = None
-    context_tokens: int | None = None
-    wire: WireName = "http"
-    is_local: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
     query: str = ""
-    resume: Resume | None = None
-    probe: Probe = "passive"
-    max_in_flight: int | None = None
-    position_seeds: bool = False
-    endpoints: frozenset[Endpoint] | None = None
 
     def flow(self, request: Request) -> Flow:
-        """One POST; the reply is the answer."""
-        headers = JSON_HEADERS | self._headers() | request.headers
-        body = dumps(request.body) if request.raw is None else request.raw
-        yield WireRequest("POST", self._url(request.endpoint), headers, body)
-        return None
+        """One POST; the reply is the answer, or, where it comes in one piece, what that says as a stream."""
+        headers = JSON_HEADERS | self.own_headers() | request.headers
+        one_piece = request.stream and not self.streams
+        reply = yield WireRequest(
+            "POST", self._url(request.endpoint), headers, self._body(request), reads_body=one_piece
+        )
+        return as_stream(reply) if one_piece else None
 
     def models_request(self) -> WireRequest | None:
         """``GET /models``."""
-        return None if self.is_local else WireRequest("GET", self._url("models"), self._headers())
+        return None if self.is_local else WireRequest("GET", self._url("models"), self.own_headers())
+
+    def _body(self, request: Request) -> bytes:
+        if request.raw is not None:
+            return request.raw
+        if self.streams:
+            return dumps(request.body)
+        kept = {name: value for name, value in request.body.items() if name not in STREAM_FIELDS}
+        return dumps(kept)
 
     def _url(self, path: str) -> str:
         return f"{self.url.rstrip('/')}/{path}" + (f"?{self.query}" if self.query else "")
-
-    def _headers(self) -> dict[str, str]:
-        # A compressed stream would be held back until a block is full.
-        headers = {"accept-encoding": "identity", **self.headers}
-        if self.api_key is not None:
-            headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
-        return headers

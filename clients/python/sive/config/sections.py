@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from sive.config.hosts import HostSettings
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 """``null`` is none: every sandboxed page has it."""
 
@@ -86,7 +88,7 @@ class GatewaySettings(Section):
         return secrets
 
 
-class BackendSettings(Section):
+class BackendSettings(HostSettings):
     """``[[backend]]``: something that can answer. ``name`` is what callers see; never a URL.
 
     ``fields``: ``all`` passes every field of a request on (vLLM, another sive), ``openai`` drops the
@@ -96,10 +98,11 @@ class BackendSettings(Section):
     noise of a seed by position, as vLLM does on GPUs, so that sampled answers can be carried on exactly.
     ``admin_key``: of a sive with an engine that is to be kept at the gateway's list of adapters.
     ``endpoints``: what it has beside chat completions and completions; learned when left out.
+    ``headers``: sent with every request. ``tools``, ``adapters``, ``quota``, ``streaming``: what it can do,
+    and whether it runs out; its kind's when left out. ``first_token_s``: its own patience.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    kind: Literal["openai", "hf"] = "openai"
     url: AnyHttpUrl | None = None
     api_key: SecretStr | None = None
     api_key_env: str | None = None
@@ -112,6 +115,12 @@ class BackendSettings(Section):
     max_in_flight: Annotated[int, Field(gt=0)] | None = None
     position_seeds: bool = False
     endpoints: tuple[Literal["embeddings", "messages", "responses"], ...] | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    tools: bool | None = None
+    adapters: bool | None = None
+    quota: bool | None = None
+    streaming: bool | None = None
+    first_token_s: Seconds | None = None
 
 
 class RungSettings(Section):

@@ -21,7 +21,9 @@ class WireRequest:
     """One HTTP request to a backend.
 
     ``reads_body``: the backend's flow wants the whole reply before it goes on (a step towards the
-    answer, not the answer itself).
+    answer, not the answer itself). ``farewell``: sent when the reply is given up before its end, to a host
+    that would go on working; nobody reads what it says. ``waits_for``: what its silence would mean, in words
+    for callers.
     """
 
     method: str
@@ -29,6 +31,8 @@ class WireRequest:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     reads_body: bool = False
+    farewell: "WireRequest | None" = None
+    waits_for: str = ""
 
 
 class WireResponse(Protocol):

@@ -771,8 +771,9 @@ def test_status_prints_the_rungs(serve: Serve, tmp_path: Path) -> None:
     head, pod, local = result.stdout.splitlines()
     assert served.url in head
     assert pod.split("\t")[:2] == ["m", "b0 m0 (configured)"]
-    assert re.fullmatch(r"rests after a failure: HTTP 401 \([\d.]+ s more\)", pod.split("\t")[2])
-    assert local.split("\t")[1:3] == ["local sive-embedded (embedded default)", "ready, degraded"]
+    assert re.fullmatch(r"rests after a failure: HTTP 401 \([\d.]+ s more\)", pod.split("\t")[3])
+    assert local.split("\t")[1] == "local sive-embedded (embedded default)"
+    assert local.split("\t")[3] == "ready, degraded"
 
 
 def test_status_reads_well_in_a_narrow_terminal(serve: Serve, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ EXPOSED = (
 """Headers of answers that a page may read."""
 
 _ALLOWED = re.compile(
-    r"accept|authorization|content-type|x-api-key|x-request-id|(?:x-sive|x-stainless|anthropic)-[a-z0-9-]+"
+    r"accept|authorization|content-type|x-api-key|x-gradio-user|x-hf-authorization|x-request-id"
+    r"|(?:x-sive|x-stainless|anthropic)-[a-z0-9-]+"
 )
 """Headers of requests that a page may send: ours, and those that SDKs add."""
 

@@ -64,7 +64,7 @@ class Label:
                 both[mark] = True
         names = theirs.get("dropped")
         if isinstance(names, list):
-            sent = {name for name in names if isinstance(name, str) and self.was_sent(name)}
+            sent = {name for name in names if isinstance(name, str) and self.was_sent(name.partition(".")[0])}
             both["dropped"] = sorted({*both.get("dropped", ()), *sent})
         return both
 

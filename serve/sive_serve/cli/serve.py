@@ -29,6 +29,7 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
         SiveError: the configuration is wrong, the port taken, the engine or an adapter not there.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each thing that is asked of the engine
     loaded = load(config, overrides=overrides)
     settings = loaded.settings
     check_exposure(settings.gateway)

@@ -35,6 +35,7 @@ def make_backend(settings: BackendSettings) -> Backend:
         streams=_said(settings.streaming, preset.streams),
         first_token_s=settings.first_token_s,
         headers={**preset.headers, **settings.headers},
+        endpoints=preset.endpoints if settings.endpoints is None else frozenset(settings.endpoints),
     )
 
 

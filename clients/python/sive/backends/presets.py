@@ -13,8 +13,8 @@ class Preset:
     """``url``: where its API is, None when the configuration says; ``{endpoint_id}`` is filled from there.
 
     ``speaks``: what is translated. ``fields``: what it understands; ``openai`` is what OpenAI documents and
-    ``knows`` beside it. ``probe``, ``resume``, ``tools``, ``adapters``, ``quota``, ``streams``, ``endpoints``:
-    as in the configuration; who bills or sleeps is not asked for fun. ``headers``: sent along.
+    ``knows`` beside it. ``probe``, ``resume``, ``tools``, ``adapters``, ``quota``, ``streams`` and
+    ``endpoints``: as in the configuration; who bills or sleeps is not asked for fun. ``headers``: sent along.
     """
 
     url: str | None = None

@@ -93,7 +93,7 @@ def test_a_cut_is_never_a_clean_end(words: list[str], cut: int) -> None:
     assert "".join(words).startswith(text(out))
     assert fed.is_finished == (b'"stop"' in out)
     if not fed.is_finished:
-        assert b"[DONE]" not in out
+        assert b"\n\ndata: [DONE]" not in out  # which a text may say, but not on a line of its own
         assert not any(isinstance(happening, Finished) for happening in happened)
 
 
@@ -104,6 +104,76 @@ def test_no_bytes_can_break_it(noise: bytes, size: int) -> None:
     fed.feed(chunk("a"), 0.0)
     out, _ = run(fed, [noise[start : start + size] for start in range(0, len(noise), size)])
     assert out == b"" or out.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+
+@given(words=WORDS, ids=st.lists(st.integers(0, 10**6), max_size=3), may_strip=st.booleans())
+def test_events_that_come_singly_are_as_those_that_come_together(
+    words: list[str], ids: list[int], may_strip: bool
+) -> None:
+    """Text is the same, and so are the ids, what is kept of them, and what is counted."""
+    plain = [{"index": 0, "delta": {"content": w}, "logprobs": None, "finish_reason": None} for w in words]
+    events = [chunk("a", created=5)] + [
+        b"data: " + dumps({"id": "u", "model": "theirs", "choices": [one | {"token_ids": ids}]}) + b"\n\n"
+        for one in plain
+    ]
+    alone, together = (relay(strips_ids=may_strip, keeps=True) for _ in range(2))
+    out, _ = run(alone, events)
+    assert payloads(out) == payloads(run(together, [b"".join(events)])[0])
+    shown = [payload["choices"][0].get("token_ids") for payload in payloads(out)[1:]]
+    assert shown == [None if may_strip else ids] * len(words)
+    assert alone.chunks == together.chunks == len(events)
+    assert (one := alone.transcript()) is not None
+    assert (other := together.transcript()) is not None
+    assert (one.text, one.ids) == (other.text, other.ids)
+
+
+@pytest.mark.parametrize(
+    ("event", "happening"),
+    [
+        (chunk("b", "stop"), Finishing),
+        (chunk("b", "abort"), FailedInBand),
+        (chunk("b", error={"message": "x"}), FailedInBand),
+        (chunk("b").replace(b'"id":"u"', b'"error":"x"'), FailedInBand),
+        (chunk("b").replace(b'"model":"theirs"', b'"error":"x"'), FailedInBand),
+        (chunk("b").replace(b'"logprobs":null', b'"finish_reason":"stop"'), type(None)),
+        (chunk("b\n\ndata: [DONE]\n\n"), type(None)),
+    ],
+)
+def test_an_event_that_comes_singly_is_looked_at(event: bytes, happening: type) -> None:
+    """What says more than text is noticed however alike it looks; a later key of the same name counts."""
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    fed.feed(event, 0.0)
+    assert type(fed.take()) is happening
+
+
+def test_an_event_of_several_lines_may_be_cut_between_them() -> None:
+    """Only an empty line ends an event."""
+    whole = chunk("b").replace(b'"model"', b'\ndata: "model"').replace(b'"choices"', b'\ndata: "choices"')
+    for cut in range(1, len(whole)):
+        fed = relay()
+        fed.feed(chunk("a"), 0.0)
+        out = fed.feed(whole[:cut], 0.0) + fed.feed(whole[cut:], 0.0)
+        assert text(out) == "b", cut
+        assert fed.malformed == 0
+
+
+def test_a_choice_that_only_said_text_is_missed_when_it_has_no_end() -> None:
+    """Of several choices each must end, however little its events say."""
+    second = chunk("a").replace(b'"index":0', b'"index":1')
+    ending = chunk(None, "stop").replace(b'"index":0', b'"index":1')
+    _, happened = run(relay(choices=2), [second, chunk("b"), ending, b"data: [DONE]\n\n"])
+    assert isinstance(happened[-1], FailedInBand)
+
+
+def test_usage_beside_text_is_counted_and_not_shown() -> None:
+    """Some backends count in every chunk."""
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    out = fed.feed(chunk("b", usage={"completion_tokens": 2}), 0.0)
+    assert fed.usage == {"completion_tokens": 2}
+    assert "usage" not in payloads(out)[0]
+    assert payloads(fed.feed(chunk("c", usage=None), 0.0))[0]["choices"][0]["delta"] == {"content": "c"}
 
 
 def test_plain_chunks_pass_untouched() -> None:

@@ -233,6 +233,60 @@ def test_an_offer_of_a_later_request_is_not_taken(serve: Serve, before: bytes, b
     assert got.count(b"HTTP/1.1 200") == 3
 
 
+def test_an_offer_may_come_in_two_pieces(serve: Serve) -> None:
+    """Wherever TCP cuts it."""
+    request = post(BODY, "connection: Upgrade", "upgrade: h2c")
+    began, ended = request.index(b"connection: Upgrade"), request.index(b"\r\n\r\n") + 5
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(unguarded(host))
+        for cut in range(began, ended):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=20) as caller:
+                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                caller.sendall(request[:cut])
+                assert served.get("/health").status_code == 200  # by now the first piece was read
+                caller.sendall(request[cut:])
+                got = b""
+                while b'"ok"' not in got and (part := caller.recv(2**16)):
+                    got += part
+            assert got.startswith(b"HTTP/1.1 200"), cut
+
+
+def test_a_body_that_begins_like_an_offer_is_left_alone(serve: Serve) -> None:
+    """What stands in a body is the caller's, in a chunk of its own or in one piece, after an offer or not."""
+    text = "\r\nupgrade: h2c\r\n\r\nupgrade: h2c\r\n"
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
+    spread = b'{"model":\r\nupgrade: h2c\r\n\r\n'  # is no JSON, and the error must say where
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(routed(host))
+        for offer in ("", "connection: Upgrade\r\nupgrade: h2c\r\n"):
+            for said, wanted in ((body, b'"ok"'), (spread, b"at line 2 column 1")):
+                chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(said), said)
+                assert wanted in talk(served.port, f"{head}{offer}\r\n".encode() + chunked, until_has=wanted)
+        assert [seen.body["messages"][0]["content"] for seen in host.seen] == [text] * 2
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket", "TLS/1.0, h2c"])
+def test_whoever_offers_and_closes_or_only_reads_is_answered_too(serve: Serve, offer: str) -> None:
+    """Pages without a body, the last request of a connection, and a thousand offers in one piece."""
+    served = serve()
+    lines = f"host: x\r\nconnection: Upgrade\r\nupgrade: {offer}\r\n"
+    page = f"GET /health HTTP/1.1\r\n{lines}\r\n".encode()
+    last = post(b"{}", "connection: upgrade, close", f"upgrade: {offer}")
+    got = talk(served.port, page * 1000 + last, until_has=b"nothing has this")
+    assert got.count(b"HTTP/1.1 200") == 1000
+    assert got.count(b"HTTP/1.1 400") == 1
+    assert b"connection: close" in got
+
+
+def test_a_proxys_request_is_no_request(serve: Serve) -> None:
+    """CONNECT is nothing but an offer: a 400, and the server stays up."""
+    served = serve()
+    got = talk(served.port, b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\n", until_has=b"never")
+    assert got.startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in served.output.read_text()
+
+
 def test_a_head_without_end_is_refused(serve: Serve) -> None:
     """Whoever sends headers for ever is told so, key or not, and fills no memory."""
     with Upstream(upstream.answers("ok")) as host:

@@ -87,8 +87,12 @@ def _pages(gateway: Gateway) -> FastAPI:
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
-    async def ready() -> JSONResponse:
-        said = status.readiness(gateway)
+    async def ready(model: str | None = None, require: str | None = None) -> JSONResponse:
+        if model is not None and model not in gateway.table:
+            raise HTTPException(404, f"the model {model[:200]!r} is not served")
+        if require not in (None, "adapter"):  # who asks for more than that must not be misunderstood
+            raise HTTPException(400, f"require must be 'adapter', not {require[:40]!r}")
+        said = status.readiness(gateway, model=model, own_voice=require is not None)
         return JSONResponse(said, status_code=200 if said["ready"] else 503)
 
     @app.get("/status")

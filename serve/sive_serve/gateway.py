@@ -78,7 +78,7 @@ class Gateway:
             adapters.users = self._users
             self.metrics.watch_adapters(lambda: adapters.states.values())
         self.started_at = time.time()
-        self.outcomes: dict[str, tuple[float, str]] = {}
+        self.outcomes: dict[Key, tuple[float, str]] = {}
         self._wires: dict[WireName, Wire] = {}
 
     async def start(self) -> None:
@@ -222,9 +222,9 @@ class Gateway:
             )
         return len(found)
 
-    def end_all(self) -> None:
+    def end_all(self, why: str = "this answer took too long to wait for") -> None:
         """End every request that still runs; each caller is told why."""
-        message = "the server is stopping, and this answer took too long to wait for"
+        message = f"the server is stopping, and {why}"
         for exchange in list(self.running):
             exchange.end_early(status=503, message=message, code="shutting_down")
 
@@ -278,19 +278,20 @@ class Gateway:
                 engine.adapters.reload(rung.model)
 
     def _remember(self, report: Report) -> None:
-        """What each backend did last, for /status; a refused key is said once in the log."""
+        """What each backend did last as each model, for /status; a refused key is said once in the log."""
         now = time.monotonic()
         for failure in report.failed_over:
             if failure.reason == "resting":
                 continue
-            _, before = self.outcomes.get(failure.backend, (now, ""))
-            self.outcomes[failure.backend] = now, failure.message
+            key = failure.backend, failure.model
+            _, before = self.outcomes.get(key, (now, ""))
+            self.outcomes[key] = now, failure.message
             if failure.reason in REFUSALS and failure.message != before:
                 log.warning(
                     "backend %r: %s: is its key right, and paid for?", failure.backend, failure.message
                 )
         if report.is_complete:
-            self.outcomes[report.backend] = now, "answered"
+            self.outcomes[report.backend, report.backend_model] = now, "answered"
 
     def _observe(self, report: Report) -> None:
         self.metrics.observe(report)

@@ -8,7 +8,6 @@ Every other request takes uvicorn's way to the ASGI application.
 import asyncio
 import hmac
 import math
-import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,8 +28,8 @@ HOT_PATHS: dict[bytes, Endpoint] = {
     b"/v1/completions": "completions",
 }
 MAX_LENGTH_DIGITS = 18
-_OFFER = re.compile(rb"(\r\n)upgrade:(?=[ \t]*h2c)", re.IGNORECASE)
 MAX_HEAD_BYTES = 65_536
+NO_HTTP = "Invalid HTTP request received."
 HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
@@ -58,6 +57,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.answering: Exchange | None = None
         self._reading: Exchange | None = None
         self._is_in_head = False
+        self._offers = False
         self._head_bytes = 0
         self._idle_since = math.inf
         self._idles: asyncio.TimerHandle | None = None
@@ -68,9 +68,15 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request; a head without end is not waited for."""
-        if b"h2c" in _heads(data):  # the parser would read no body after an offer that nobody takes
-            data = _OFFER.sub(rb"\1x-offered:", data)
-        super().data_received(data)
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._decline(offer, data)
+        except httptools.HttpParserError:
+            self.logger.warning(NO_HTTP)
+            self.send_400_response(NO_HTTP)
+            return
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -87,6 +93,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Take it, or make up for what uvicorn would have done so far."""
+        self._offers = self.parser.should_upgrade()
+        if self._offers:
+            return  # it comes once more
         self._idle_since = math.inf  # an answer may have ended while the head came
         self._is_in_head = False
         endpoint = self._endpoint()
@@ -117,6 +126,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is there."""
+        if self._offers:
+            return
         if self._reading is not None:
             self._reading.taken()
         else:
@@ -179,9 +190,35 @@ class GatewayProtocol(HttpToolsProtocol):
         super().send_400_response(msg)
 
     def _endpoint(self) -> Endpoint | None:
-        if self.parser.get_method() != b"POST" or self._should_upgrade():
+        if self.parser.get_method() != b"POST":
             return None
         return HOT_PATHS.get(self.url) or HOT_PATHS.get(_path(self.url))
+
+    def _decline(self, offer: httptools.HttpParserUpgrade, data: bytes) -> None:
+        """Read requests that offer another protocol as if they did not.
+
+        The parser stops behind the head of such a one, because whoever takes the offer reads on in another
+        way. Nobody does here: some clients offer HTTP/2 with every request.
+        """
+        rest = memoryview(data)
+        while True:
+            rest, head = rest[offer.args[0] :], self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)  # the old one may take the connection for closed
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as another:
+                offer = another
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":  # which is nothing but one
+            raise httptools.HttpParserInvalidMethodError("sive is no proxy")
+        lines = _lines([line for line in self.headers if line[0] != b"upgrade"])
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version.encode(), lines)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """Uvicorn's, for a request that had to wait its turn."""
@@ -189,12 +226,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self.loop.call_soon(cycle.start)  # not within its predecessor's end, which may be one of hundreds
         else:
             super()._start_asgi_task(cycle, app)
-
-
-def _heads(data: bytes) -> bytes:
-    """What may be heads of requests: a body in which no line ends that way need not be searched."""
-    end = data.find(b"\r\n\r\n")
-    return data if end < 0 or data.find(b"\r", end + 4) >= 0 else data[:end]
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:

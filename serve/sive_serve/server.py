@@ -22,6 +22,11 @@ from sive_serve.http import GatewayProtocol
 FAREWELL_S = 2.0
 """For what still runs when the drain is over: each caller is told, which a cut connection does not."""
 
+IN_A_HURRY = "was told not to wait for any answer"
+
+LAST_WORDS_S = 0.01
+"""What was written in the last turn of the event loop leaves in it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -100,19 +105,31 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and give what runs ``drain_s`` to finish."""
         drain_s = self._gateway.settings.gateway.drain_s
-        timer = asyncio.get_running_loop().call_later(drain_s, self._gateway.end_all)
+        self._loop = asyncio.get_running_loop()
+        if self.force_exit:  # told twice before it came to this
+            self._gateway.end_all(IN_A_HURRY)
+        timer = self._loop.call_later(drain_s, self._gateway.end_all)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
+        if self.force_exit:
+            await asyncio.sleep(LAST_WORDS_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second does not wait."""
+        """The first signal drains; the second does not wait, and each caller is told before the end.
+
+        A signal comes between any two lines, so what it asks of the event loop has to wait for its turn.
+        uvicorn looks up ten times a second, and a turn takes milliseconds.
+        """
         if self.should_exit:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._gateway.end_all, IN_A_HURRY)
             self.force_exit = True
             self._gateway.request_log.flush()
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the tasks it cancels are no news

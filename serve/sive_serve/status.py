@@ -34,17 +34,30 @@ def _model(gateway: Gateway, model: Model) -> Json:
     return entry | ({"parent": model.parent} if model.parent else {})
 
 
-def readiness(gateway: Gateway) -> Json:
-    """``/ready``: for each model, the rungs that could answer now; ``ready`` when every model has one."""
+def readiness(gateway: Gateway, *, model: str | None = None, own_voice: bool = False) -> Json:
+    """``/ready``: who could answer now, of all models or of one.
+
+    ``ready`` while anybody could for any of them: a gateway that is taken out for one dead model answers for
+    none, and so does the next, which shares its pods. ``unready`` names the models that have nobody.
+    ``own_voice``: nobody else counts.
+    """
     now = time.monotonic()
+    models = [one for name, one in gateway.table.items() if model in (None, name)]
     rungs = {
-        name: [
-            {"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in model.rungs
+        one.name: [
+            {"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in one.rungs
         ]
-        for name, model in gateway.table.items()
+        for one in models
     }
-    ready = bool(rungs) and all(any(rung["ready"] for rung in said) for said in rungs.values())
-    return {"ready": ready, "models": rungs}
+    unready = [
+        one.name
+        for one in models
+        if not any(
+            said["ready"] and not (rung.is_degraded and (own_voice or one.refuses_degraded))
+            for rung, said in zip(one.rungs, rungs[one.name], strict=True)
+        )
+    ]
+    return {"ready": len(unready) < len(models), "unready": unready, "models": rungs}
 
 
 def status(gateway: Gateway) -> Json:
@@ -83,15 +96,19 @@ def _rung(rung: Rung, rest: Rest | None) -> Json:
 
 
 def _last(gateway: Gateway, rung: Rung) -> str:
-    """What the backend did last, which says more than that nothing is known against it."""
-    if rung.backend.name not in gateway.outcomes:
+    """What the backend did last as this model, which says more than that nothing is known against it."""
+    key = rung.backend.name, rung.model
+    if key not in gateway.outcomes:
         return "not asked yet"
-    at, what = gateway.outcomes[rung.backend.name]
+    at, what = gateway.outcomes[key]
     return f"{what}, {time.monotonic() - at:.0f} s ago"
 
 
 def _state(rest: Rest | None) -> Json:
-    return {"ready": True} if rest is None else {"ready": False, "resting": rest.why}
+    """Could it answer now? If not, why, and in how many seconds it may be tried: 0 when its probe is due."""
+    if rest is None:
+        return {"ready": True}
+    return {"ready": False, "resting": rest.why, "rests_for_s": round(rest.retry_after_s, 1)}
 
 
 def _engine(gateway: Gateway) -> Json | None:

@@ -87,7 +87,7 @@ class Attempts:
             return False
         if self._health.is_full(backend) and not self._is_probe:
             message = f"runs {backend.max_in_flight} requests, its max_in_flight"
-            self._report.fail(backend.name, "full", message)
+            self._report.fail(plan.rung, "full", message)
             return False
         return True
 

@@ -26,7 +26,8 @@ class Call:
     ``prompts``: how many there are; each gets ``n`` answers. ``prompt_bytes``: the size of the text, at
     least, from which it may be plain that a context cannot hold it.
     ``hop``: how many sives it went through; ``requires_adapter``: no other voice may answer. ``raw``: the
-    bytes that ``body`` was read from, empty when it was made here.
+    bytes that ``body`` was read from, empty when it was made here. ``added``: fields of ``body`` that the
+    model's own sampling filled in.
     """
 
     endpoint: Endpoint
@@ -40,6 +41,11 @@ class Call:
     requires_adapter: bool = False
     hop: int = 0
     raw: bytes = b""
+    added: frozenset[str] = frozenset()
+
+    def was_sent(self, name: str) -> bool:
+        """Did the caller send this field?"""
+        return name in self.body and name not in self.added
 
 
 def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
@@ -176,7 +182,9 @@ def with_sampling(call: Call, sampling: Json) -> Call:
         for name, value in sampling.items()
         if name not in call.body and not (name == "max_tokens" and has_limit)
     }
-    return replace(call, body={**call.body, **missing}, raw=b"") if missing else call
+    if not missing:
+        return call
+    return replace(call, body={**call.body, **missing}, raw=b"", added=frozenset(missing))
 
 
 def check_weights(headers: Mapping[str, str], model: str, weights: str | None) -> None:

@@ -54,7 +54,7 @@ class Candidates:
                 continue
             if self._reads_no_more(rung):
                 message = "reads no more than the one for which it was too long"
-                self._report.fail(rung.backend.name, "context_length", message)
+                self._report.fail(rung, "context_length", message)
                 continue
             rest = self._health.rest(rung, self.now)
             is_out_of_order = self._health.own_rest(rung) is not None
@@ -63,7 +63,7 @@ class Candidates:
                 continue
             if not is_out_of_order:
                 passed_over.append(rung)
-            self._report.fail(rung.backend.name, "resting", rest.why, rest.retry_after_s)
+            self._report.fail(rung, "resting", rest.why, rest.retry_after_s)
         if passed_over:
             yield self.first(min(passed_over, key=self._health.rests_until))
 
@@ -128,11 +128,11 @@ class Candidates:
         return self._health.gives_token_ids(rung.backend, self.now)
 
     def _may_answer(self, rung: Rung) -> bool:
-        name, context = rung.backend.name, rung.backend.context_tokens
+        context = rung.backend.context_tokens
         if rung.is_degraded and (self._call.requires_adapter or self._model.refuses_degraded):
-            self._report.fail(name, "degraded", "another voice, and only the model's own is wanted")
+            self._report.fail(rung, "degraded", "another voice, and only the model's own is wanted")
         elif context is not None and self._is_plainly_too_long(rung, context):
-            self._report.fail(name, "context_length", f"reads at most {context} tokens")
+            self._report.fail(rung, "context_length", f"reads at most {context} tokens")
         else:
             return True
         return False

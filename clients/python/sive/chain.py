@@ -33,6 +33,7 @@ from sive.health import Health
 from sive.pass_on import StreamRelay
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
 from sive.protocol import JSON_HEADERS, Json, dumps, passed_on
+from sive.reasons import reason_in, reason_in_body
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay
 from sive.report import Report
 from sive.resume import Plan
@@ -216,7 +217,9 @@ class Chain:
                     head = Head(attempt.id, self._now, status, JSON_HEADERS)
                     self._judge(attempt, head, dumps(chunk))
                 else:
-                    self._failed(attempt, "in_band_error", ERROR_IN_BAND, Verdict("no_answer", "model"))
+                    own = reason_in(attempt.head.headers, chunk, attempt.rung.model)
+                    what = f"{ERROR_IN_BAND}: {own}" if own else ERROR_IN_BAND
+                    self._failed(attempt, "in_band_error", what, Verdict("no_answer", "model"))
             case Lost(why="reset_reused") if attempt.is_fresh and self._attempts.may_repeat:
                 self._attempts.reopen(attempt, self._now)
             case Lost(why=why):
@@ -256,7 +259,8 @@ class Chain:
             self._failed(attempt, "context_length", message, Verdict("next_rung"))
         else:
             what = f"a {head.status} that is no answer" if head.status < 400 else f"HTTP {head.status}"
-            self._failed(attempt, f"http_{head.status}", what, verdict)
+            own = said if rung.backend.is_local else reason_in_body(headers, body, rung.model)
+            self._failed(attempt, f"http_{head.status}", f"{what}: {own}" if own else what, verdict)
 
     def _refuses_ids(self, attempt: Attempt, head: Head, body: bytes) -> bool:
         """Is the error about a field that only we asked for?"""
@@ -297,7 +301,7 @@ class Chain:
         """Close a failed attempt and note why; when nobody else may be asked the request is over."""
         self._attempts.drop(attempt)
         rung, rest_s = attempt.rung, verdict.retry_after_s
-        self.report.fail(rung.backend.name, reason, message, rest_s)
+        self.report.fail(rung, reason, message, rest_s)
         self._health.failed(rung, verdict.blame, message, self._now, rest_s=rest_s)
         self._again.clear()
         if verdict.follow == "again" and verdict.wait_s is not None and not self._attempts:
@@ -437,7 +441,7 @@ class Chain:
         return None
 
     def _note(self, cut: _Cut) -> None:
-        self.report.fail(cut.rung.backend.name, cut.reason, cut.message)
+        self.report.fail(cut.rung, cut.reason, cut.message)
         if cut.reason == "diverged":  # nothing of it was shown: it never carried the answer on
             self.report.resumes[-1] = (self.report.resumes[-1][0], "failed")
             self._diverged.add(cut.rung.backend.name)

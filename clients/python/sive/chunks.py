@@ -3,20 +3,6 @@
 from sive.protocol import Json, choices_of
 
 
-def merged(ours: Json, theirs: Json) -> Json:
-    """Our ``sive`` object, keeping what a sive further up says of its answer."""
-    both = dict(ours)
-    for mark in ("degraded", "truncated"):
-        if theirs.get(mark) is True:
-            both[mark] = True
-    names = theirs.get("dropped")
-    if isinstance(names, list):
-        both["dropped"] = sorted(
-            {*ours.get("dropped", ()), *(name for name in names if isinstance(name, str))}
-        )
-    return both
-
-
 def is_error(chunk: Json) -> bool:
     """Is this an error inside a 200 stream?"""
     return bool(chunk.get("error"))

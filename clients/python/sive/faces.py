@@ -4,7 +4,7 @@ from typing import Protocol
 
 from sive.answers import Answer
 from sive.calls import Call
-from sive.chunks import finish_reasons, is_error, merged, strip_ids
+from sive.chunks import finish_reasons, is_error, strip_ids
 from sive.events import Begin, Command, End, Send
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, event, loads
 from sive.relay import Label, Relay
@@ -148,8 +148,7 @@ def whole(
         raise ValueError("the backend aborted it")
     if strips_ids:
         strip_ids(answer)
-    upstream = answer.get("sive")
-    answer["sive"] = merged(label.sive, upstream if isinstance(upstream, dict) else {})
+    answer["sive"] = label.merged(answer.get("sive"))
     if label.model is not None:
         answer["model"] = label.model
     return _json(200, dumps(answer), headers), _object(answer.get("usage"))

@@ -218,7 +218,8 @@ class Health:
 
     def _rest(self, breaker: _Breaker, now: float) -> Rest:
         left_s = max(0.0, (breaker.rests_until or now) - now)
-        return Rest(f"rests after {breaker.failures} failures, the last: {breaker.why}", left_s)
+        times = "a failure" if breaker.failures == 1 else f"{breaker.failures} failures, the last"
+        return Rest(f"rests after {times}: {breaker.why}", left_s)
 
 
 def _keys(rung: Rung) -> tuple[Key, Key]:

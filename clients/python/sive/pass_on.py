@@ -3,7 +3,7 @@
 import re
 
 from sive import sse
-from sive.chunks import merged, strip_ids
+from sive.chunks import strip_ids
 from sive.protocol import DONE, Json, dumps, event
 from sive.relay import FailedInBand, Finished, Label, Relay
 from sive.transcript import Transcript
@@ -134,8 +134,7 @@ class StreamRelay(Relay):
 
     def _labelled(self, raw: bytes, chunk: Json, *, is_last: bool) -> bytes:
         if self._first or is_last:
-            upstream = chunk.get("sive")
-            chunk["sive"] = merged(self._label.sive, upstream if isinstance(upstream, dict) else {})
+            chunk["sive"] = self._label.merged(chunk.get("sive"))
         if self._first:
             self._first = False
             self._rename = _renaming(raw, chunk, self._label.model)

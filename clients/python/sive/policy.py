@@ -122,9 +122,9 @@ class Policy:
         said = error_text(body)
         if any(word in said for word in BUSY_WORDS):
             return Verdict("again", "nobody", self.backoff_s())
-        if any(word in said for word in NOBODY_WORDS):
-            return Verdict("next_rung", "model")
         wait_s = retry_after_s(headers)
+        if any(word in said for word in NOBODY_WORDS):
+            return Verdict("next_rung", "model", retry_after_s=wait_s)
         if wait_s is not None and wait_s <= self.clocks.patience_s:
             return Verdict("again", "nobody", wait_s, wait_s)
         return Verdict("next_rung", "host", retry_after_s=wait_s)

@@ -1,5 +1,6 @@
 """What passes from one backend to the caller, and what happens in it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,11 +42,29 @@ class Label:
     """What sive adds to an answer: who speaks, and how the caller's model is called.
 
     ``model``: written over the backend's own name; None leaves that one. ``sive``: the object that stands
-    in the first chunk and in the last.
+    in the first chunk and in the last. ``was_sent``: did the caller send this field of the request?
     """
 
     model: str | None
     sive: Json = field(default_factory=dict)
+    was_sent: Callable[[str], bool] = lambda _: True
+
+    def merged(self, theirs: object) -> Json:
+        """``sive`` with what a sive further up says of its answer, where ``theirs`` is one's.
+
+        Fields that it dropped and that only we had asked it for are nothing to the caller.
+        """
+        if not isinstance(theirs, dict):
+            return self.sive
+        both = dict(self.sive)
+        for mark in ("degraded", "truncated"):
+            if theirs.get(mark) is True:
+                both[mark] = True
+        names = theirs.get("dropped")
+        if isinstance(names, list):
+            sent = {name for name in names if isinstance(name, str) and self.was_sent(name)}
+            both["dropped"] = sorted({*both.get("dropped", ()), *sent})
+        return both
 
 
 class Gathering(Protocol):

@@ -10,9 +10,13 @@ from sive.routes import Rung
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a rung did not answer: ``reason`` is one word for metrics, ``message`` is for callers."""
+    """Why a rung did not answer: ``reason`` is one word for metrics, ``message`` is for callers.
+
+    ``model``: what that backend calls the model.
+    """
 
     backend: str
+    model: str
     reason: str
     message: str
     retry_after_s: float | None = None
@@ -23,6 +27,7 @@ class Report:
     """What became of a request. Times are the events' own, in seconds.
 
     ``status``: what the caller got; for a stream that ended in an error event the status of that error.
+    ``backend_model``: what the backend that answered calls the model.
     ``malformed``: events that could not be read and were skipped. ``cuts``: how backends broke an answer
     off; ``resumes``: how each was carried on, as (level, outcome): "tokens", "text", "none", "restart" when
     nothing had been shown, "length" when only the end was missing; "ok" or "failed". ``is_broken_off``:
@@ -33,6 +38,7 @@ class Report:
     started_at: float
     status: int = 0
     backend: str = ""
+    backend_model: str = ""
     is_degraded: bool = False
     attempts: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -49,14 +55,14 @@ class Report:
     is_broken_off: bool = False
     is_complete: bool = False
 
-    def fail(self, backend: str, reason: str, message: str, retry_after_s: float | None = None) -> None:
+    def fail(self, rung: Rung, reason: str, message: str, retry_after_s: float | None = None) -> None:
         """A rung did not answer, or did not go on."""
-        self.failures.append(Failure(backend, reason, message, retry_after_s))
+        self.failures.append(Failure(rung.backend.name, rung.model, reason, message, retry_after_s))
 
     def answered_by(self, rung: Rung, now: float) -> None:
         """Somebody speaks, or goes on."""
         self.status = 200
-        self.backend = rung.backend.name
+        self.backend, self.backend_model = rung.backend.name, rung.model
         self.is_degraded = self.is_degraded or rung.is_degraded
         if self.first_token_at is None:
             self.first_token_at = now

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from sive.calls import Call
-from sive.chunks import merged
 from sive.protocol import DONE, Endpoint, Json, event, usage
 from sive.relay import FailedInBand, Label, Relay
 from sive.resume import Plan
@@ -212,8 +211,7 @@ class RewritingRelay(Relay):
 
     def _labelled(self, chunk: Json, *, is_last: bool) -> Json:
         if self._first or is_last:
-            upstream = chunk.get("sive")
-            chunk["sive"] = merged(self._label.sive, upstream if isinstance(upstream, dict) else {})
+            chunk["sive"] = self._label.merged(chunk.get("sive"))
             self._first = False
         else:
             chunk.pop("sive", None)

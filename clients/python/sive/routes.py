@@ -102,12 +102,13 @@ def request_for(
     if rung.backend.is_local and rung.is_degraded:
         headers["x-sive-truncate"] = "1"
     choices = call.prompts * (body.get("n") or 1)
-    return Request(call.endpoint, body, stream, headers, choices), _said(call.body, dropped)
+    return Request(call.endpoint, body, stream, headers, choices), _said(call, dropped)
 
 
-def _said(body: Json, dropped: list[str]) -> list[str]:
-    """Only what meant something: an explicit null or ``n: 1`` asks for nothing."""
-    return sorted(name for name in dropped if body[name] is not None and (name, body[name]) != ("n", 1))
+def _said(call: Call, dropped: list[str]) -> list[str]:
+    """Only what the caller sent and meant: an explicit null or ``n: 1`` asks for nothing."""
+    meant = (name for name in dropped if call.body[name] is not None and (name, call.body[name]) != ("n", 1))
+    return sorted(name for name in meant if call.was_sent(name))
 
 
 def _has_system_message(body: Json) -> bool:

@@ -1,14 +1,15 @@
 """What the caller is told of an answer: who speaks, and why there is none."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sive.calls import Call
 from sive.events import Cancelled, Head
 from sive.policy import Policy
 from sive.protocol import Json, error
+from sive.reasons import NOBODY
 from sive.relay import Label
-from sive.report import Report
+from sive.report import Failure, Report
 from sive.resume import Plan
 from sive.routes import Model, Rung
 
@@ -38,7 +39,7 @@ class Words:
     def last_label(self, rung: Rung) -> Label:
         """What is added to an end that this backend could not say itself."""
         said = self._said(rung, [], is_truncated=False, is_resumed=True)
-        return Label(self._name(rung), said)
+        return Label(self._name(rung), said, self._call.was_sent)
 
     def headers(self, rung: Rung | None) -> dict[str, str]:
         """The head of an answer, or of an error when nobody answers."""
@@ -56,8 +57,9 @@ class Words:
                 f"This model's maximum context length is {reads_at_most} tokens; your request is longer."
             )
             return 400, error(message, type="invalid_request_error", code="context_length_exceeded"), {}
-        whys = "; ".join(f"{failure.backend}: {failure.message}" for failure in failures)
-        message = f"no backend could answer for {self._model.name!r}: {whys or 'its route is empty'}"
+        # Another sive asked for no other voice: it is told of those that could have been its own.
+        told = self._report.failed_over if self._call.hop else []
+        message = f"{NOBODY} {self._model.name!r}: {_whys(told or failures) or 'its route is empty'}"
         waits = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
         wait_s = math.ceil(min(waits, default=DEFAULT_RETRY_AFTER_S))
         # The SDKs' own retries would only knock again at doors that were just tried.
@@ -66,7 +68,7 @@ class Words:
 
     def _label(self, plan: Plan, *, is_truncated: bool, is_resumed: bool) -> Label:
         said = self._said(plan.rung, plan.dropped, is_truncated=is_truncated, is_resumed=is_resumed)
-        return Label(self._name(plan.rung), said)
+        return Label(self._name(plan.rung), said, self._call.was_sent)
 
     def _name(self, rung: Rung) -> str | None:
         return None if rung.is_degraded or self._policy.strict else self._model.name
@@ -79,6 +81,16 @@ class Words:
             "truncated": is_truncated,
             "dropped": dropped,
         }
+
+
+def _whys(failures: Iterable[Failure]) -> str:
+    """Why each backend could not answer, in the order in which they were asked; nothing is said twice."""
+    said: dict[str, list[str]] = {}
+    for failure in failures:
+        messages = said.setdefault(failure.backend, [])
+        if failure.message not in messages:
+            messages.append(failure.message)
+    return "; ".join(f"{backend}: {', then '.join(messages)}" for backend, messages in said.items())
 
 
 def broken_off(rung: Rung, message: str) -> Told:

@@ -128,6 +128,63 @@ def test_a_stream_and_one_object_say_the_same(model: Path, fields: dict[str, Any
     run(test)
 
 
+@pytest.mark.parametrize("fields", [{}, {"path": "/v1/completions", "prompt": "User: hi\nAssistant:"}])
+def test_several_choices_are_given_one_after_the_other(model: Path, fields: dict[str, Any]) -> None:
+    """Each with its index, its role and its end; the prompt is counted once and all that was said."""
+
+    async def test() -> None:
+        async with wire(model, slots=1) as local:
+            one = await ask(local, **fields)
+            whole, stream = await ask(local, n=3, **fields), await ask(local, n=3, stream=True, **fields)
+        choices = whole.json["choices"]
+        texts = [choice["text"] if "text" in choice else choice["message"]["content"] for choice in choices]
+        assert [choice["index"] for choice in choices] == [0, 1, 2]
+        assert texts == [one.text] * 3
+        assert whole.json["usage"]["prompt_tokens"] == one.json["usage"]["prompt_tokens"]
+        assert whole.json["usage"]["completion_tokens"] == 3 * one.json["usage"]["completion_tokens"]
+        assert stream.text == one.text * 3
+        ends = [c["choices"][0]["index"] for c in stream.chunks if c["choices"][0]["finish_reason"]]
+        assert ends == [0, 1, 2]
+
+    run(test)
+
+
+def test_a_caller_who_leaves_between_choices_frees_the_slot(model: Path) -> None:
+    """In a choice, at its end, or before the next: no other begins, and the next caller is answered."""
+
+    async def test() -> None:
+        async with wire(model, slots=1) as local:
+            for pieces in range(1, 12):
+                leaving = await local.open(request(stream=True, n=3, max_tokens=3))
+                (choices,) = local._answers
+                async for _ in leaving:
+                    pieces -= 1
+                    if not pieces:
+                        break
+                await leaving.aclose()
+                assert (await ask(local)).status == 200
+                assert choices.finished.is_set()
+                assert not local._answers
+
+    run(test)
+
+
+def test_a_wire_that_closes_begins_no_other_choice(model: Path) -> None:
+    """It waits for what runs, and for nothing more."""
+
+    async def test() -> None:
+        async with wire(model, slots=1) as local:
+            reply = await local.open(request(stream=True, n=4, max_tokens=LONG))
+            (choices,) = local._answers
+            reading = asyncio.create_task(read(reply))
+            await asyncio.sleep(0)
+        await reading
+        assert choices.finished.is_set()
+        assert choices._left == 0
+
+    run(test)
+
+
 def test_content_may_come_in_parts(model: Path) -> None:
     """A list of text parts is the same as one string."""
 
@@ -230,7 +287,8 @@ def test_with_truncate_the_oldest_turns_are_dropped_and_it_is_said(model: Path) 
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-        ({"n": 2}, "n"),
+        ({"n": 5}, "n"),
+        ({"n": True}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": "all"}, "top_p"),
@@ -274,7 +332,8 @@ def test_a_caller_who_leaves_frees_the_slot_within_a_token(model: Path) -> None:
             first = await local.open(request(stream=True, max_tokens=LONG))
             async for _ in first:
                 break
-            (generation,) = local._generations
+            (choices,) = local._answers
+            generation = choices._running
             waiting = asyncio.create_task(ask(local))
             await first.aclose()
             assert (await waiting).status == 200

@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pydantic_core
@@ -118,36 +119,41 @@ class AnswerShape:
         self._chat = endpoint == "chat/completions"
         self._head: Json = {"id": new_id(endpoint), "created": int(time.time()), "model": model}
 
-    def role(self) -> Json:
-        """The first chunk of a chat stream."""
-        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+    def role(self, index: int = 0) -> Json:
+        """The first chunk of a choice in a chat stream."""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None, index)
 
-    def text(self, text: str, finish_reason: FinishReason | None = None) -> Json:
-        """A chunk with text, or the last one, which carries a ``finish_reason``."""
+    def text(self, text: str, finish_reason: FinishReason | None = None, index: int = 0) -> Json:
+        """A chunk with text, or the last one of a choice, which carries a ``finish_reason``."""
         if not self._chat:
-            return self._chunk({"text": text}, finish_reason)
-        return self._chunk({"delta": {"content": text} if text else {}}, finish_reason)
+            return self._chunk({"text": text}, finish_reason, index)
+        return self._chunk({"delta": {"content": text} if text else {}}, finish_reason, index)
 
     def usage(self, prompt_tokens: int, completion_tokens: int) -> Json:
         """The chunk that ``stream_options.include_usage`` asks for."""
-        chunk = self._chunk({}, None)
+        chunk = self._chunk({}, None, 0)
         return chunk | {"choices": [], "usage": usage(prompt_tokens, completion_tokens)}
 
     def whole(
-        self, text: str, finish_reason: FinishReason, prompt_tokens: int, completion_tokens: int
+        self, said: Iterable[tuple[str, FinishReason]], prompt_tokens: int, completion_tokens: int
     ) -> Json:
-        """The answer as one JSON object."""
-        kind = "chat.completion" if self._chat else "text_completion"
-        said: Json = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        """The answer as one JSON object; ``said``: each choice's text and why it ended."""
         return {
             **self._head,
-            "object": kind,
-            "choices": [choice],
+            "object": "chat.completion" if self._chat else "text_completion",
+            "choices": [
+                _choice(index, {"message": {"role": "assistant", "content": text}}, finish_reason)
+                if self._chat
+                else _choice(index, {"text": text}, finish_reason)
+                for index, (text, finish_reason) in enumerate(said)
+            ],
             "usage": usage(prompt_tokens, completion_tokens),
         }
 
-    def _chunk(self, said: Json, finish_reason: str | None) -> Json:
+    def _chunk(self, said: Json, finish_reason: str | None, index: int) -> Json:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "object": kind, "choices": [choice]}
+        return {**self._head, "object": kind, "choices": [_choice(index, said, finish_reason)]}
+
+
+def _choice(index: int, said: Json, finish_reason: str | None) -> Json:
+    return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sive.backends import Backend, Request
+from sive.backends.openai import LOCAL_CHOICES
 from sive.calls import Call
 from sive.protocol import Json
 
@@ -79,6 +80,8 @@ def request_for(
     stream = call.stream if streams is None else streams
     known = rung.backend.known_fields
     dropped = [] if known is None else [name for name in call.body if name not in known]
+    if rung.backend.is_local and (call.body.get("n") or 1) > LOCAL_CHOICES:
+        dropped.append("n")
     body = dict(call.body)
     for name in dropped:
         del body[name]

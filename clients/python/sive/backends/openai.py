@@ -57,6 +57,7 @@ LOCAL_FIELDS = frozenset(
         "max_tokens",
         "messages",
         "model",
+        "n",
         "prompt",
         "stop",
         "stream",
@@ -68,6 +69,9 @@ LOCAL_FIELDS = frozenset(
 )
 """Request fields that the CPU model honours (``user`` means nothing to it and loses nothing; CTranslate2
 cannot seed one request)."""
+
+LOCAL_CHOICES = 4
+"""As many as the CPU model gives, one after the other; a larger ``n`` is dropped as an unknown field is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sive.backends.openai import LOCAL_CHOICES
 from sive.errors import RequestError
 from sive.local.template import STOP, Chat, Turn
 from sive.protocol import Endpoint, Json, loads
@@ -22,6 +23,7 @@ class LocalRequest:
     temperature: float | None
     top_p: float
     stream: bool
+    choices: int
     include_usage: bool
 
 
@@ -42,8 +44,6 @@ def read(url: str, body: bytes) -> LocalRequest:
         raise RequestError(f"the request body is not JSON: {exc}") from exc
     if not isinstance(fields, dict):
         raise RequestError("the request body is not a JSON object")
-    if fields.get("n") not in (None, 1):
-        raise RequestError("the local CPU model gives one answer: n must be 1", param="n")
     chat = endpoint == "chat/completions"
     return LocalRequest(
         endpoint=endpoint,
@@ -53,6 +53,7 @@ def read(url: str, body: bytes) -> LocalRequest:
         temperature=_number(fields, "temperature", 0, 2),
         top_p=_number(fields, "top_p", 0, 1) or 1.0,
         stream=bool(fields.get("stream")),
+        choices=_choices(fields),
         include_usage=bool((fields.get("stream_options") or {}).get("include_usage")),
     )
 
@@ -107,6 +108,17 @@ def _stop(fields: Json) -> Sequence[str]:
     ):
         raise RequestError(f"stop must be a string or at most {MAX_STOPS} strings", param="stop")
     return stops
+
+
+def _choices(fields: Json) -> int:
+    choices = fields.get("n")
+    if choices is None:
+        return 1
+    if not isinstance(choices, int) or isinstance(choices, bool) or not 1 <= choices <= LOCAL_CHOICES:
+        raise RequestError(
+            f"the local CPU model gives 1 to {LOCAL_CHOICES} choices: n is {choices!r}", param="n"
+        )
+    return choices
 
 
 def _max_tokens(fields: Json) -> int | None:

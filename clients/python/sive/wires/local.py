@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,23 @@ from sive.local.request import LocalRequest, read
 from sive.local.slots import QueueFullError, Slot, Slots
 from sive.local.store import LocalModelInfo
 from sive.local.template import Chat
-from sive.protocol import DONE, JSON_HEADERS, SSE_HEADERS, AnswerShape, Json, dumps, error, error_of, event
+from sive.protocol import (
+    DONE,
+    JSON_HEADERS,
+    SSE_HEADERS,
+    AnswerShape,
+    FinishReason,
+    Json,
+    dumps,
+    error,
+    error_of,
+    event,
+)
 from sive.wires import WireRequest, WireResponse
 from sive.wires.pulled import PulledWire
 
 if TYPE_CHECKING:  # the engines are imported at the first request
+    from sive.local.choices import Choices
     from sive.local.generation import Generation
     from sive.local.model import LocalModel
 
@@ -39,7 +51,7 @@ class LocalWire(PulledWire):
         self._embedded = embedded
         self._slots = Slots(settings.slots, settings.queue)
         self._loading: asyncio.Task[LocalModel] | None = None
-        self._generations: set[Generation] = set()
+        self._answers: set[Choices] = set()
 
     def describe(self) -> LocalModelInfo:
         """Return the model that answers, or, before the first request, the one that would.
@@ -66,11 +78,11 @@ class LocalWire(PulledWire):
 
     async def aclose(self) -> None:
         """Stop all generations and free the model."""
-        generations = list(self._generations)
-        for generation in generations:
-            generation.cancel()
-        for generation in generations:
-            await generation.finished.wait()
+        answers = list(self._answers)
+        for choices in answers:
+            choices.cancel()
+        for choices in answers:
+            await choices.finished.wait()
         loading, self._loading = self._loading, None
         if loading is not None:
             await asyncio.wait([loading])
@@ -88,19 +100,23 @@ class LocalWire(PulledWire):
             raise
 
     async def _generate(self, asked: LocalRequest, slot: Slot, *, truncate: bool) -> WireResponse:
+        from sive.local.choices import Choices
         from sive.local.fitting import fitted
         from sive.local.generation import Generation
 
         model = await self._model()
         fit = await asyncio.to_thread(fitted, asked, model, self._settings.max_tokens, truncate=truncate)
 
+        def begin(freed: Callable[[], None]) -> Generation:
+            return Generation(model, fit.tokens, fit.sampling, stop=asked.stop, ended=freed)
+
         def ended() -> None:
-            self._generations.discard(generation)
+            self._answers.discard(choices)
             slot.release()
 
-        generation = Generation(model, fit.tokens, fit.sampling, stop=asked.stop, ended=ended)
-        self._generations.add(generation)
-        return _Answer(asked, model.info.name, generation, truncated=fit.truncated)
+        choices = Choices(begin, asked.choices, ended=ended)
+        self._answers.add(choices)
+        return _Answer(asked, model.info.name, choices, truncated=fit.truncated)
 
     async def _model(self) -> "LocalModel":
         if self._loading is None:
@@ -157,44 +173,51 @@ class _Answer:
 
     status = 200
 
-    def __init__(self, asked: LocalRequest, model: str, generation: "Generation", *, truncated: bool) -> None:
+    def __init__(self, asked: LocalRequest, model: str, choices: "Choices", *, truncated: bool) -> None:
         self.headers: Mapping[str, str] = {
             **(SSE_HEADERS if asked.stream else JSON_HEADERS),
             **({TRUNCATED: "1"} if truncated else {}),
         }
         self._asked = asked
         self._shape = AnswerShape(asked.endpoint, model)
-        self._generation = generation
+        self._choices = choices
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._events() if self._asked.stream else self._whole()
 
     async def aclose(self) -> None:
         """Stop generating within a token."""
-        self._generation.cancel()
+        self._choices.cancel()
 
     async def _events(self) -> AsyncIterator[bytes]:
-        head = event(self._shape.role()) if self._asked.endpoint == "chat/completions" else b""
-        async for text in self._texts():
-            yield head + event(self._shape.text(text))
-            head = b""
-        said = self._generation
-        tail = head + event(self._shape.text("", said.finish_reason))
+        prompt_tokens = completion_tokens = 0
+        tail = b""
+        async for index, said in self._choices:
+            is_chat = self._asked.endpoint == "chat/completions"
+            head = tail + (event(self._shape.role(index)) if is_chat else b"")
+            async for text in self._texts(said):
+                yield head + event(self._shape.text(text, index=index))
+                head = b""
+            tail = head + event(self._shape.text("", said.finish_reason, index))
+            prompt_tokens, completion_tokens = said.prompt_tokens, completion_tokens + said.completion_tokens
         if self._asked.include_usage:
-            tail += event(self._shape.usage(said.prompt_tokens, said.completion_tokens))
+            tail += event(self._shape.usage(prompt_tokens, completion_tokens))
         yield tail + DONE
 
     async def _whole(self) -> AsyncIterator[bytes]:
-        text = "".join([text async for text in self._texts()])
-        said = self._generation
-        yield dumps(self._shape.whole(text, said.finish_reason, said.prompt_tokens, said.completion_tokens))
+        told: list[tuple[str, FinishReason]] = []
+        prompt_tokens = completion_tokens = 0
+        async for _, said in self._choices:
+            told.append(("".join([text async for text in self._texts(said)]), said.finish_reason))
+            prompt_tokens, completion_tokens = said.prompt_tokens, completion_tokens + said.completion_tokens
+        yield dumps(self._shape.whole(told, prompt_tokens, completion_tokens))
 
-    async def _texts(self) -> AsyncIterator[str]:
+    async def _texts(self, said: "Generation") -> AsyncIterator[str]:
         """Yield the answer's text; the space after "Assistant:" is the template's, not the answer's."""
         prompt = self._asked.prompt
         is_first = isinstance(prompt, Chat) and not prompt.goes_on
         try:
-            async for text in self._generation.texts():
+            async for text in said.texts():
                 shown = text.removeprefix(" ") if is_first else text
                 is_first = False
                 if shown:

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 from sive.config import Settings, load, process_environment
+from sive.config.advice import advice
 from sive_adapters.registry import base_model_of
 
 from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list, store_of
@@ -36,6 +37,8 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
     typer.echo(f"sive on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
     for line in start_lines(gateway):
         typer.echo(f"  {line}")
+    for line in advice(settings):
+        log.warning("%s", line)
     run(gateway, sock)
 
 

@@ -1,5 +1,6 @@
 """``sive adapters``: the adapters that are wanted, shown, checked, pinned, and changed while served."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,10 @@ from sive_adapters.store import Store
 from sive_serve.cli.adapter_list import described, find, list_file, local_folder, short_digest, store_of
 from sive_serve.cli.output import print_json, print_table
 
-app = typer.Typer(help="The adapters that are wanted.", no_args_is_help=True)
+LIST = "The list, adapters.toml, on this machine"
+RUNNING = "Running sives: --url, and a key of SIVE_ADMIN_KEYS"
+
+app = typer.Typer(help="The adapters (LoRAs) that engines are to serve.", no_args_is_help=True)
 
 ListOption = Annotated[
     Path | None,
@@ -36,7 +40,7 @@ AdminKeyOption = Annotated[
 NOT_HERE = Finding("not_here", "its files are not on this machine: they were not checked", is_fatal=False)
 
 
-@app.command("list", epilog="Example: sive adapters list")
+@app.command("list", epilog="Example: sive adapters list", rich_help_panel=LIST)
 def list_(adapters: ListOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the adapters that are wanted, and which are pinned."""
     listed = find(list_file(adapters, config))
@@ -49,7 +53,7 @@ def list_(adapters: ListOption = None, config: ConfigOption = None, as_json: Jso
     )
 
 
-@app.command(epilog="Example: sive adapters show spinoza")
+@app.command(epilog="Example: sive adapters show spinoza", rich_help_panel=LIST)
 def show(
     name: str, adapters: ListOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
@@ -64,14 +68,16 @@ def show(
         *_release_rows(adapter.release),
         ("system_prompt", adapter.system_prompt or "-"),
         ("languages", ", ".join(adapter.languages) or "-"),
-        *((f"sampling.{key}", str(value)) for key, value in adapter.sampling.items()),
+        *_sampling_rows(adapter.sampling),
     ]
     for release in adapter.previous:
         rows += [(f"previous {key}", value) for key, value in _release_rows(release)]
     print_table(("key", "value"), rows)
 
 
-@app.command(epilog="Example: sive adapters check spinoza --base Qwen/Qwen2.5-14B-Instruct")
+@app.command(
+    epilog="Example: sive adapters check spinoza --base Qwen/Qwen2.5-14B-Instruct", rich_help_panel=LIST
+)
 def check(
     wanted: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME|FOLDER]...", show_default=False)
@@ -98,7 +104,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: sive adapters pin spinoza")
+@app.command(epilog="Example: sive adapters pin spinoza", rich_help_panel=LIST)
 def pin(
     names: Names = None,
     adapters: ListOption = None,
@@ -123,7 +129,8 @@ def pin(
 
 
 @app.command(
-    epilog="Example: sive adapters add kant hf://org/qwen-kant@v2 --url https://pod-8000.proxy.runpod.net"
+    epilog="Example: sive adapters add kant hf://org/qwen-kant@v2 --url https://pod-8000.proxy.runpod.net",
+    rich_help_panel=RUNNING,
 )
 def add(
     name: Annotated[str, typer.Argument(help="What callers will ask for.", show_default=False)],
@@ -140,7 +147,7 @@ def add(
     _change(change, urls, admin_key, config)
 
 
-@app.command(epilog="Example: sive adapters update spinoza hf://org/qwen-spinoza@v3")
+@app.command(epilog="Example: sive adapters update spinoza hf://org/qwen-spinoza@v3", rich_help_panel=RUNNING)
 def update(
     name: str,
     source: Annotated[
@@ -155,7 +162,7 @@ def update(
     _change(change, urls, admin_key, config)
 
 
-@app.command(epilog="Example: sive adapters rollback spinoza")
+@app.command(epilog="Example: sive adapters rollback spinoza", rich_help_panel=RUNNING)
 def rollback(
     name: str, urls: UrlsOption = None, admin_key: AdminKeyOption = None, config: ConfigOption = None
 ) -> None:
@@ -163,7 +170,7 @@ def rollback(
     _change({"action": "rollback", "name": name}, urls, admin_key, config)
 
 
-@app.command(epilog="Example: sive adapters remove kant")
+@app.command(epilog="Example: sive adapters remove kant", rich_help_panel=RUNNING)
 def remove(
     name: str, urls: UrlsOption = None, admin_key: AdminKeyOption = None, config: ConfigOption = None
 ) -> None:
@@ -235,6 +242,10 @@ def _wanted(wanted: list[str], path: Path, store: Store) -> list[tuple[str, Path
 
 def _is_listed(name: str, path: Path) -> bool:
     return path.is_file() and name in {adapter.name for adapter in find(path)}
+
+
+def _sampling_rows(sampling: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(f"sampling.{key}", str(value)) for key, value in sampling.items()] or [("sampling", "-")]
 
 
 def _release_rows(release: Release) -> list[tuple[str, str]]:

@@ -18,7 +18,9 @@ app = typer.Typer(
     help="One OpenAI-compatible endpoint that always answers, and says honestly who is speaking.",
 )
 app.add_typer(weights.app, name="weights", help="CPU models on this machine.")
-app.add_typer(adapter_commands.app, name="adapters", help="The adapters that are wanted: list, check, pin.")
+app.add_typer(
+    adapter_commands.app, name="adapters", help="Adapters: their list, and changes while they are served."
+)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A sive.toml.", show_default=False)]
 UrlOption = Annotated[

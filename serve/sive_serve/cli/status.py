@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 from sive.errors import SiveError
 
 from sive_serve.cli.client import target
+from sive_serve.cli.output import print_table
 
 
 def status(*, url: str | None, api_key: str | None, config: Path | None) -> None:
@@ -37,21 +36,18 @@ def status(*, url: str | None, api_key: str | None, config: Path | None) -> None
 
 
 def _show(said: dict[str, Any], url: str) -> None:
-    console = Console()
-    console.print(f"sive {said['version']} at {url}, up {said['uptime_s']:.0f} s")
+    typer.echo(f"sive {said['version']} at {url}, up {said['uptime_s']:.0f} s")
     if engine := said["engine"]:
-        _show_engine(engine, console)
-    table = Table("model", "rung", "as", "why", "state", "last")
-    for name, model in said["models"].items():
-        for rung in model["rungs"]:
-            state = "ready" if rung["ready"] else rung["resting"]
-            row = (name, rung["backend"], rung["model"], rung["why"], state + _degraded(rung), rung["last"])
-            table.add_row(*map(Text, row))
-            name = ""
-    console.print(table)
+        _show_engine(engine)
+    rows = [
+        (name, f"{rung['backend']} {rung['model']} ({rung['why']})", _state(rung), rung["last"])
+        for name, model in said["models"].items()
+        for rung in model["rungs"]
+    ]
+    print_table(("model", "rung", "state", "last"), rows)
 
 
-def _show_engine(engine: dict[str, Any], console: Console) -> None:
+def _show_engine(engine: dict[str, Any]) -> None:
     left = f", ready in about {engine['ready_in_s']} s" if engine["ready_in_s"] else ""
     if engine["to_fetch_bytes"]:
         left = (
@@ -59,16 +55,26 @@ def _show_engine(engine: dict[str, Any], console: Console) -> None:
         )
     detail = f": {engine['detail']}" if engine["detail"] else ""
     said = f"engine {engine['phase']} for {engine['since_s']:.0f} s, {engine['restarts']} restarts"
-    console.print(said + left + detail, markup=False)
+    typer.echo(said + left + detail)
     if not engine["adapters"]:
         return
-    table = Table("adapter", "state", "version", "pinned", "languages")
-    for name, one in engine["adapters"].items():
-        pinned = "yes" if one["pinned"] else "no"
-        row = (name, one["phase"], one["version"] or "-", pinned, ", ".join(one["languages"]))
-        table.add_row(*map(Text, row))
-    console.print(table)
+    rows = [
+        (
+            name,
+            one["phase"],
+            one["version"] or "-",
+            "yes" if one["pinned"] else "no",
+            _joined(one["languages"]),
+        )
+        for name, one in engine["adapters"].items()
+    ]
+    print_table(("adapter", "state", "version", "pinned", "languages"), rows)
 
 
-def _degraded(rung: dict[str, Any]) -> str:
-    return ", degraded" if rung["degraded"] else ""
+def _state(rung: dict[str, Any]) -> str:
+    state = "ready" if rung["ready"] else f"{rung['resting']} ({rung['rests_for_s']:g} s more)"
+    return state + (", degraded" if rung["degraded"] else "")
+
+
+def _joined(languages: list[str]) -> str:
+    return ", ".join(languages) or "-"

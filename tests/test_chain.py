@@ -1,8 +1,11 @@
 """The chain on a fake clock, without sockets: who answers, and what the caller is told."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from sive.backends.openai import OPENAI_FIELDS
+from sive.calls import with_sampling
 from sive.events import Begin, Close, End, Event, First, Head, Lost, Relay, Send, Whole
 from sive.protocol import dumps, loads
 from sive.relay import Finished, Finishing
@@ -14,6 +17,7 @@ from tests.chain_play import (
     DONE,
     SSE,
     TOKEN,
+    Json,
     Play,
     call,
     chunk,
@@ -225,6 +229,60 @@ def test_json_sends_its_head_last() -> None:
     assert play.begun.headers["x-should-retry"] == "false"
 
 
+def test_a_backend_that_failed_twice_is_named_once() -> None:
+    """One part a backend; what it said twice is said once, and what it said then comes after it."""
+    play = Play(rung("pod"), rung("other"))
+    play.loses(1, "refused")
+    play.passes(1)
+    play.loses(2, "refused")
+    play.replies(3, 500)
+    play.passes(1)
+    play.loses(4, "tls")
+    assert play.error["message"] == (
+        "no backend could answer for 'spinoza': pod: refused the connection; "
+        "other: HTTP 500, then its certificate or TLS failed"
+    )
+
+
+NOBODY: Json = {
+    "error": {
+        "message": "no backend could answer for 'pod-model': engine: the engine is not ready "
+        "(compiling for 40 s, about 60 s left)",
+        "type": "server_error",
+        "param": None,
+        "code": "no_backend",
+    }
+}
+
+
+def test_a_pods_own_reason_is_carried_on() -> None:
+    """Callers hear why the pod's sive could not answer, and when to come back."""
+    play = Play(rung("pod"))
+    play.replies(1, 503, dumps(NOBODY), retry_after="60", x_sive_attempts="0")
+    why = "pod: HTTP 503: the engine is not ready (compiling for 40 s, about 60 s left)"
+    assert play.error["message"] == f"no backend could answer for 'spinoza': {why}"
+    assert play.begun.headers["retry-after"] == "60"
+
+
+def test_a_pods_own_reason_is_carried_on_from_a_stream() -> None:
+    """A sive that had begun to show life says it in an event."""
+    play = Play(rung("pod"), asked=call(stream=True))
+    play.send(Head(1, 0.1, 200, SSE | {"x-sive-attempts": "0"}))
+    play.send(Event(1, 0.2, First(NOBODY)))
+    why = "an error in its stream: the engine is not ready (compiling for 40 s, about 60 s left)"
+    assert why in play.error["message"]
+
+
+def test_a_sive_is_not_told_what_it_knows() -> None:
+    """That other voices are not its own is no news to one that asked for no other."""
+    asked = replace(call(), hop=1, requires_adapter=True)
+    play = Play(rung("pod"), cpu(), asked=asked)
+    play.loses(1, "dns")
+    assert play.error["message"] == "no backend could answer for 'spinoza': pod: its name was not found"
+    alone = Play(cpu(), asked=asked)
+    assert "another voice" in alone.error["message"]
+
+
 def test_heartbeats_say_why_the_wanted_voice_is_not_there() -> None:
     """While somebody else is waited for, the engine's own words, on one line."""
     rests = {("pod", ""): Rest("the engine is not ready\n(loading for 3 s)", 12)}
@@ -283,12 +341,40 @@ def test_a_model_may_refuse_to_degrade() -> None:
 def test_fields_a_rung_does_not_know_are_dropped_and_named() -> None:
     """The CPU gets what it understands; the caller is told what it did not."""
     play = Play(cpu(), asked=call(top_k=5, tools=[], n=1, temperature=0.5))
-    assert set(play.asked.body) == {"model", "messages", "temperature"}
+    assert set(play.asked.body) == {"model", "messages", "n", "temperature"}
     assert play.asked.headers["x-sive-truncate"] == "1"
     play.replies(1, 200, dumps({"model": "sive-embedded", "choices": [ANSWER]}))
     answer = loads(play.heard)
     assert answer["sive"]["dropped"] == ["tools", "top_k"]
     assert answer["model"] == "sive-embedded"
+
+
+@pytest.mark.parametrize(("n", "dropped"), [(1, []), (4, []), (5, ["n"])])
+def test_more_choices_than_the_cpu_gives_are_named(n: int, dropped: list[str]) -> None:
+    """Up to four are asked for; of more it gives one, and says so."""
+    play = Play(cpu(), asked=call(n=n))
+    assert play.asked.body.get("n") == (None if dropped else n)
+    play.replies(1, 200, dumps({"model": "sive-embedded", "choices": [ANSWER]}))
+    assert loads(play.heard)["sive"]["dropped"] == dropped
+
+
+def test_only_what_the_caller_sent_is_named_as_dropped() -> None:
+    """Not the model's own sampling, and not what we asked a sive further up for."""
+    asked = with_sampling(call(top_k=5), {"repetition_penalty": 1.1, "top_k": 9})
+    play = Play(rung("hf", known_fields=OPENAI_FIELDS), asked=asked)
+    assert "repetition_penalty" not in play.asked.body
+    play.replies(1, 200, dumps({"model": "x", "choices": [ANSWER], "sive": {"dropped": ["min_p", "top_k"]}}))
+    assert loads(play.heard)["sive"]["dropped"] == ["top_k"]
+
+
+def test_a_streams_ids_that_we_asked_for_are_not_named_as_dropped() -> None:
+    """A pod whose rung gives no token ids says that it dropped the field; the caller never sent it."""
+    play = Play(rung("pod"), asked=call(stream=True, top_k=5))
+    assert play.asked.body["return_token_ids"] is True
+    said = {"sive": {"dropped": ["return_token_ids", "top_k"]}}
+    play.streams(1, chunk("a", **said), chunk(finish="stop", **said), DONE)
+    dropped = [one["sive"]["dropped"] for one in payloads(play.heard) if "sive" in one]
+    assert dropped == [["top_k"]] * 2
 
 
 def test_the_model_is_the_served_name_when_not_degraded() -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -369,6 +372,57 @@ def test_ready_and_status_tell_who_could_answer(serve: Serve) -> None:
         assert host.seen[0].headers["authorization"] == "Bearer sk-secret"
 
 
+def test_ready_means_that_somebody_could_be_answered(serve: Serve) -> None:
+    """One dead model takes no gateway out of a balancer; whoever cares for one asks for that one."""
+    with Upstream(upstream.says(401)) as host:
+        refuses = (
+            '[model.own]\nroute = [{ backend = "b0", model = "m0" }, { backend = "local", model = "auto" }]'
+        )
+        served = serve(
+            routed(host)
+            + f'{refuses}\ndegrade = "refuse"\n[model.cpu]\nroute = [{LOCAL_LAST.removeprefix(", ")}]\n'
+        )
+        assert served.get("/ready").json()["unready"] == []
+        assert served.get("/ready?model=own&require=adapter").status_code == 200
+        assert ask(served).status_code == 503
+        ready = served.get("/ready")
+        assert (ready.status_code, ready.json()["unready"]) == (200, ["m", "own"])
+        for query, status in (
+            ("?model=m", 503),
+            ("?model=own", 503),  # the CPU could, and must not
+            ("?model=cpu", 200),
+            ("?model=cpu&require=adapter", 503),
+            ("?model=nobody", 404),
+            ("?require=adaptr", 400),
+        ):
+            answer = served.get(f"/ready{query}")
+            assert answer.status_code == status, query
+        assert list(served.get("/ready?model=m").json()["models"]) == ["m"]
+
+
+def test_status_tells_models_of_one_backend_apart(serve: Serve) -> None:
+    """What a backend did last as this model, why a model there rests, and for how long."""
+
+    async def by_model(exchange: upstream.Exchange) -> None:
+        manner = upstream.answers("ok") if exchange.model == "good" else upstream.says(401)
+        await manner(exchange)
+
+    with Upstream(by_model) as host:
+        backend = f'[[backend]]\nname = "pod"\nurl = "{host.url}"\nprobe = "passive"\n'
+        rungs = "".join(
+            f'[model.{name}]\nroute = [{{ backend = "pod", model = "{name}" }}]\n' for name in ("good", "bad")
+        )
+        served = serve(backend + rungs)
+        assert ask(served, model="good").status_code == 200
+        assert ask(served, model="bad").status_code == 503
+        models = served.get("/status").json()["models"]
+        good, bad = models["good"]["rungs"][0], models["bad"]["rungs"][0]
+    assert good["last"].startswith("answered, ")
+    assert bad["last"].startswith("HTTP 401, ")
+    assert bad["resting"] == "rests after a failure: HTTP 401"
+    assert 290 < bad["rests_for_s"] <= 300
+
+
 def test_cors_for_the_pages_that_are_named(serve: Serve) -> None:
     """A configured origin may call directly and read who spoke; others may not."""
     served = serve('[gateway]\ncors_origins = ["https://page.example"]\n')
@@ -412,7 +466,7 @@ def test_sigterm_lets_a_running_answer_finish(serve: Serve) -> None:
 
 
 def test_a_second_ctrl_c_stops_at_once_and_quietly(serve: Serve) -> None:
-    """The first says what it waits for; the second ends the answer with the connection, no traceback."""
+    """The first says what it waits for; the second ends the answer in an error event, no traceback."""
     with Upstream(upstream.talks_forever) as host:
         served = serve(routed(host))
         body = {"model": "m", "messages": HI, "stream": True}
@@ -422,10 +476,35 @@ def test_a_second_ctrl_c_stops_at_once_and_quietly(serve: Serve) -> None:
             served.process.send_signal(signal.SIGINT)
             until(lambda: "stopping: 1 still" in served.output.read_text(), what="the first word")
             served.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(httpx2.HTTPError):
-                assert b"[DONE]" not in b"".join(pieces)
+            rest = b"".join(pieces)  # to a clean end: the error is the last that comes
+        assert b"[DONE]" not in rest
+        assert b'"code":"shutting_down"' in rest
+        assert b"told not to wait" in rest
         assert served.process.wait(10) == 0
         assert "Traceback" not in served.output.read_text()
+
+
+def test_all_hear_of_a_second_ctrl_c(serve: Serve) -> None:
+    """Sixteen streams and as many who wait for one piece; both signals may come at once."""
+    with Upstream(upstream.talks_forever) as host:
+        served = serve(routed(host))
+        heard: list[httpx2.Response] = []
+        threads = [
+            threading.Thread(target=lambda streams=n % 2 > 0: heard.append(ask(served, stream=streams)))
+            for n in range(32)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(host.seen) == 32 and all(seen.events for seen in host.seen), what="all of them")
+        for _ in range(2):
+            served.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)  # two signals of one kind at the same moment are one
+        for thread in threads:
+            thread.join()
+        assert served.process.wait(10) == 0
+    assert len(heard) == 32
+    assert all('"code":"shutting_down"' in answer.text for answer in heard)
+    assert sorted(answer.status_code for answer in heard) == [200] * 16 + [503] * 16
 
 
 def test_a_second_sigterm_stops_at_once_and_loses_no_line(serve: Serve) -> None:
@@ -604,6 +683,30 @@ def test_a_wrong_configuration_is_one_clear_line(config: str, said: str, tmp_pat
     assert len(result.stderr.splitlines()) == 1, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("", "its url has no /v1, so it is asked at '/chat/completions'"),
+        ("/proxy/", "most hosts want '/proxy/v1' at its end"),
+        ("/v1/chat/completions", "it should end in '/v1', before that"),
+        ("/v1", None),
+        ("/api/v3/", None),
+        ("/v1beta/openai", None),
+    ],
+)
+def test_a_url_that_is_hardly_meant_is_said_at_the_start(serve: Serve, path: str, said: str | None) -> None:
+    """A warning, because some hosts have other paths; without the address."""
+    backend = f'[[backend]]\nname = "pod"\nurl = "http://127.0.0.1:9{path}"\nprobe = "passive"\n'
+    served = serve(backend + '[model.m]\nroute = [{ backend = "pod", model = "m" }]\n')
+    output = served.output.read_text()
+    if said is None:
+        assert "its url" not in output
+    else:
+        assert "backend 'pod': " in output
+        assert said in output
+        assert "127.0.0.1:9" not in output
+
+
 def test_config_shows_values_and_where_they_are_from(tmp_path: Path) -> None:
     """Secrets are stars."""
     (tmp_path / "sive.toml").write_text(
@@ -659,12 +762,43 @@ def test_chat_shows_who_answers(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_status_prints_the_rungs(serve: Serve, tmp_path: Path) -> None:
-    """`sive status` shows models, rungs and why."""
-    served = serve()
-    result = cli("status", "--url", served.url, cwd=tmp_path)
+    """`sive status` shows models, rungs and why; piped, a line a rung, whole and by tabs."""
+    with Upstream(upstream.says(401)) as host:
+        served = serve(routed(host, last=LOCAL_LAST))
+        ask(served)
+        result = cli("status", "--url", served.url, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "spinoza" in result.stdout
-    assert "embedded default" in result.stdout
+    head, pod, local = result.stdout.splitlines()
+    assert served.url in head
+    assert pod.split("\t")[:2] == ["m", "b0 m0 (configured)"]
+    assert re.fullmatch(r"rests after a failure: HTTP 401 \([\d.]+ s more\)", pod.split("\t")[2])
+    assert local.split("\t")[1:3] == ["local sive-embedded (embedded default)", "ready, degraded"]
+
+
+def test_status_reads_well_in_a_narrow_terminal(serve: Serve, tmp_path: Path) -> None:
+    """In 80 columns nothing is cut and no word is broken."""
+    served = serve()
+    shown = in_a_terminal("status", "--url", served.url, cwd=tmp_path, columns=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    words = shown.split()
+    for word in ("spinoza", "bergson", "sive-embedded", "(embedded", "degraded", "asked"):
+        assert word in words, shown
+
+
+def in_a_terminal(*arguments: str, cwd: Path, columns: int) -> str:
+    """What the command line shows on a terminal of so many columns."""
+    ours, theirs = os.openpty()
+    environment = clean_environment(HOME=str(cwd), COLUMNS=str(columns), NO_COLOR="1", TERM="dumb")
+    command = [sys.executable, "-m", "sive_serve.cli", *arguments]
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs) as process:
+        os.close(theirs)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while piece := os.read(ours, 65_536):
+                shown += piece
+        os.close(ours)
+        assert process.wait(30) == 0
+    return shown.decode().replace("\r\n", "\n")
 
 
 def test_every_command_has_help(tmp_path: Path) -> None:

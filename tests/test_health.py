@@ -37,6 +37,18 @@ def test_three_failures_in_a_row_open_it() -> None:
     assert rest.retry_after_s == 1
 
 
+def test_one_failure_is_one() -> None:
+    """Who rests after a single silence is not said to have failed several times."""
+    known = health()
+    known.silent(POD, 10, "no first token", 20)
+    rest = known.rest(POD, 20)
+    assert rest is not None
+    assert rest.why == "rests after a failure: no first token"
+    again = failed(3).rest(POD, 0)
+    assert again is not None
+    assert again.why == "rests after 3 failures, the last: it failed"
+
+
 def test_a_success_begins_the_count_anew() -> None:
     """Failures count in a row."""
     known = failed(2)

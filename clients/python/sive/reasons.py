@@ -8,7 +8,7 @@ NOBODY = "no backend could answer for"
 """How the message of a 503 begins; the model's name and the reasons follow."""
 
 OWN_HEADER = "x-sive-attempts"
-OWN_CODES = frozenset({"no_backend", "shutting_down", "stream_interrupted"})
+OWN_CODES = ("no_backend", "shutting_down", "stream_interrupted")
 """Errors whose text a sive writes itself; what it passes on of others is as strange as theirs."""
 
 MAX_CHARS = 300

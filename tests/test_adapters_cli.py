@@ -70,6 +70,24 @@ def test_the_list_shows_what_is_pinned(sive: Sive, tiny: Path) -> None:
     assert said[0]["digest"] is None
 
 
+def test_show_has_a_line_for_everything(sive: Sive, tiny: Path) -> None:
+    """What the list does not say is a dash, what it says has a line each."""
+    listed = tiny / "adapters.toml"
+    lines = dict(line.split("\t") for line in sive("show", "kant", "--adapters", listed).stdout.splitlines())
+    assert (lines["system_prompt"], lines["languages"], lines["sampling"]) == ("-", "-", "-")
+    listed.write_text(listed.read_text() + "\n[adapter.sampling]\ntemperature = 0.5\ntop_k = 5\n")
+    shown = sive("show", "kant", "--adapters", listed).stdout
+    assert "sampling.temperature\t0.5\nsampling.top_k\t5\n" in shown
+    assert "sampling\t-" not in shown
+
+
+def test_the_help_says_what_each_group_changes(sive: Sive) -> None:
+    """The list on this machine, or running sives."""
+    shown = sive("--help").stdout
+    here, there = shown.index("The list, adapters.toml"), shown.index("Running sives")
+    assert here < shown.index("│ pin ") < there < shown.index("│ rollback ")
+
+
 def test_without_a_named_list_that_of_the_engine_is_shown(sive: Sive, tiny: Path, tmp_path: Path) -> None:
     """[engine] of a sive.toml, else lora_adapters/adapters.toml of this folder, else an error."""
     assert "lora_adapters/adapters.toml" in complaint(sive("list"))

@@ -484,7 +484,8 @@ def test_a_second_ctrl_c_stops_at_once_and_quietly(serve: Serve) -> None:
         assert "Traceback" not in served.output.read_text()
 
 
-def test_all_hear_of_a_second_ctrl_c(serve: Serve) -> None:
+@pytest.mark.parametrize("while_it_drains", [False, True])
+def test_all_hear_of_a_second_ctrl_c(serve: Serve, while_it_drains: bool) -> None:
     """Sixteen streams and as many who wait for one piece; both signals may come at once."""
     with Upstream(upstream.talks_forever) as host:
         served = serve(routed(host))
@@ -496,9 +497,10 @@ def test_all_hear_of_a_second_ctrl_c(serve: Serve) -> None:
         for thread in threads:
             thread.start()
         until(lambda: len(host.seen) == 32 and all(seen.events for seen in host.seen), what="all of them")
-        for _ in range(2):
-            served.process.send_signal(signal.SIGINT)
-            time.sleep(0.02)  # two signals of one kind at the same moment are one
+        served.process.send_signal(signal.SIGINT)
+        until(lambda: "stopping: 32 still" in served.output.read_text(), what="the first word")
+        until(lambda: not while_it_drains or not _accepts(served.port), what="the listener closed")
+        served.process.send_signal(signal.SIGINT)
         for thread in threads:
             thread.join()
         assert served.process.wait(10) == 0

@@ -169,6 +169,26 @@ def test_a_caller_who_leaves_between_choices_frees_the_slot(model: Path) -> None
     run(test)
 
 
+def test_no_two_choices_run_at_once(model: Path) -> None:
+    """A stop string ends the text a step before its thread is free; the slot is for one thread."""
+
+    async def test() -> None:
+        async with wire(model, slots=1) as local:
+            stop = (await ask(local, max_tokens=30)).text[8:12]
+            reply = await local.open(request(n=4, max_tokens=LONG, stop=stop))
+            (choices,) = local._answers
+            before = []
+            async for _, generation in choices:
+                assert all(one.finished.is_set() for one in before)
+                before.append(generation)
+                assert [text async for text in generation.texts()]
+                assert generation.finish_reason == "stop"
+            await reply.aclose()
+        assert len(before) == 4
+
+    run(test)
+
+
 def test_a_wire_that_closes_begins_no_other_choice(model: Path) -> None:
     """It waits for what runs, and for nothing more."""
 

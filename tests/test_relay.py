@@ -106,6 +106,57 @@ def test_no_bytes_can_break_it(noise: bytes, size: int) -> None:
     assert out == b"" or out.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
 
 
+@given(words=WORDS, ids=st.lists(st.integers(0, 10**6), max_size=3), may_strip=st.booleans())
+def test_events_that_come_singly_are_as_those_that_come_together(
+    words: list[str], ids: list[int], may_strip: bool
+) -> None:
+    """Text is the same, and so are the ids, what is kept of them, and what is counted."""
+    plain = [{"index": 0, "delta": {"content": w}, "logprobs": None, "finish_reason": None} for w in words]
+    events = [chunk("a", created=5)] + [
+        b"data: " + dumps({"id": "u", "model": "theirs", "choices": [one | {"token_ids": ids}]}) + b"\n\n"
+        for one in plain
+    ]
+    alone, together = (relay(strips_ids=may_strip, keeps=True) for _ in range(2))
+    out, _ = run(alone, events)
+    assert payloads(out) == payloads(run(together, [b"".join(events)])[0])
+    shown = [payload["choices"][0].get("token_ids") for payload in payloads(out)[1:]]
+    assert shown == [None if may_strip else ids] * len(words)
+    assert alone.chunks == together.chunks == len(events)
+    assert (one := alone.transcript()) is not None
+    assert (other := together.transcript()) is not None
+    assert (one.text, one.ids) == (other.text, other.ids)
+
+
+@pytest.mark.parametrize(
+    ("event", "happening"),
+    [
+        (chunk("b", "stop"), Finishing),
+        (chunk("b", "abort"), FailedInBand),
+        (chunk("b", error={"message": "x"}), FailedInBand),
+        (chunk("b").replace(b'"id":"u"', b'"error":"x"'), FailedInBand),
+        (chunk("b").replace(b'"model":"theirs"', b'"error":"x"'), FailedInBand),
+        (chunk("b").replace(b'"logprobs":null', b'"finish_reason":"stop"'), type(None)),
+        (chunk("b\n\ndata: [DONE]\n\n"), type(None)),
+    ],
+)
+def test_an_event_that_comes_singly_is_looked_at(event: bytes, happening: type) -> None:
+    """What says more than text is noticed however alike it looks; a later key of the same name counts."""
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    fed.feed(event, 0.0)
+    assert type(fed.take()) is happening
+
+
+def test_usage_beside_text_is_counted_and_not_shown() -> None:
+    """Some backends count in every chunk."""
+    fed = relay()
+    fed.feed(chunk("a"), 0.0)
+    out = fed.feed(chunk("b", usage={"completion_tokens": 2}), 0.0)
+    assert fed.usage == {"completion_tokens": 2}
+    assert "usage" not in payloads(out)[0]
+    assert payloads(fed.feed(chunk("c", usage=None), 0.0))[0]["choices"][0]["delta"] == {"content": "c"}
+
+
 def test_plain_chunks_pass_untouched() -> None:
     """Whatever stands in a chunk that only carries text stays as the backend wrote it."""
     fed = StreamRelay(Label(None, {}), wants_usage=False)

@@ -16,8 +16,6 @@ MAX_CHARS = 300
 
 def reason_in_body(headers: Mapping[str, str], body: bytes, model: str) -> str:
     """What a reply says of itself when a sive wrote it, else nothing; ``model``: as it was asked for."""
-    if OWN_HEADER not in headers:
-        return ""
     try:
         payload = loads(body)
     except ValueError:

@@ -26,6 +26,8 @@ class Splitter:
         Raises:
             ValueError: an event larger than MAX_EVENT_BYTES.
         """
+        if not self._rest and raw[-2:] == b"\n\n" and b"\r" not in raw:
+            return raw  # as it mostly comes
         data = self._rest + raw if self._rest else raw
         end = _last_boundary(data)
         self._rest = data[end:]

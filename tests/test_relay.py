@@ -147,6 +147,25 @@ def test_an_event_that_comes_singly_is_looked_at(event: bytes, happening: type) 
     assert type(fed.take()) is happening
 
 
+def test_an_event_of_several_lines_may_be_cut_between_them() -> None:
+    """Only an empty line ends an event."""
+    whole = chunk("b").replace(b'"model"', b'\ndata: "model"').replace(b'"choices"', b'\ndata: "choices"')
+    for cut in range(1, len(whole)):
+        fed = relay()
+        fed.feed(chunk("a"), 0.0)
+        out = fed.feed(whole[:cut], 0.0) + fed.feed(whole[cut:], 0.0)
+        assert text(out) == "b", cut
+        assert fed.malformed == 0
+
+
+def test_a_choice_that_only_said_text_is_missed_when_it_has_no_end() -> None:
+    """Of several choices each must end, however little its events say."""
+    second = chunk("a").replace(b'"index":0', b'"index":1')
+    ending = chunk(None, "stop").replace(b'"index":0', b'"index":1')
+    _, happened = run(relay(choices=2), [second, chunk("b"), ending, b"data: [DONE]\n\n"])
+    assert isinstance(happened[-1], FailedInBand)
+
+
 def test_usage_beside_text_is_counted_and_not_shown() -> None:
     """Some backends count in every chunk."""
     fed = relay()

@@ -189,7 +189,7 @@ def missing(size: int, written: Iterable[Range]) -> list[Range]:
             gaps.append((at, start))
         at = end
     left = sum(end - start for start, end in gaps)
-    pieces = []
+    pieces: list[Range] = []
     for start, end in gaps:
         while start < end:
             grown = FIRST_PIECE_BYTES << min(len(pieces) // CONNECTIONS, 10)

@@ -135,7 +135,7 @@ def test_every_pod_has_what_is_listed_and_one_that_was_away_catches_up(pods: Pod
 
 
 def test_a_renamed_entry_goes_only_where_that_was_said(pods: Pods) -> None:
-    """With ``adapters_remove`` the old name goes once the new one is there; another version is exchanged."""
+    """With ``adapters_remove`` the old name goes once the new one is there, and only then."""
     pods.want("spinoza", "bergson")
     with pods.pod("pod-a") as pod, pods.gateway("pod-a", more="adapters_remove = true") as gateway:
         in_step(gateway, "pod-a")
@@ -145,6 +145,10 @@ def test_a_renamed_entry_goes_only_where_that_was_said(pods: Pods) -> None:
         until(lambda: serves(pod)["spinoza"] != before["spinoza"], 40, "spinoza is another")
         assert serves(pod)["spinoza"] == serves(pod)["henri"]
         in_step(gateway, "pod-a")
+        of_rank(32, "kant", pods.folder / "big")
+        pods.want("spinoza", "baruch", source=str(pods.folder / "big"))
+        until(lambda: "refused" in step(gateway, "pod-a")["why"], 40, "the new name is refused")
+        assert sorted(serves(pod)) == ["henri", "spinoza"]
 
 
 def test_a_pod_that_refuses_is_asked_again_rarely_and_has_the_rest(pods: Pods) -> None:

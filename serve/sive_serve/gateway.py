@@ -30,7 +30,7 @@ from sive_serve.engine import Engine
 from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import Exchange, refusal
 from sive_serve.metrics import Metrics
-from sive_serve.pod_reconciler import reconciler
+from sive_serve.pods import reconciler
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 

@@ -15,12 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sive.errors import AdapterError
-from sive_adapters import disk, part
+from sive_adapters import disk, download, part
 from sive_adapters.download import Bucket
 from sive_adapters.hashing import Follower
 from sive_adapters.meter import EVERY_S
 from sive_adapters.object_store import Patience
-from sive_adapters.part import CONNECTIONS, LAST_PIECE_BYTES, PIECE_BYTES, Part, Stat, merged, missing
+from sive_adapters.part import (
+    CONNECTIONS,
+    FIRST_PIECE_BYTES,
+    LAST_PIECE_BYTES,
+    PIECE_BYTES,
+    Part,
+    Stat,
+    merged,
+    missing,
+)
 from sive_adapters.progress import Progress, Told, nobody
 from sive_adapters.sources import parse
 from sive_adapters.store import Store, Version
@@ -142,7 +151,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(
     root: Path, lab: ObjectStore, folder: Path, cuts: int
 ) -> None:
     """What had come is not fetched again, but for the last chunk."""
-    lab.faults = Faults(cut_after=3 * MIB, cuts=cuts)
+    lab.faults = Faults(cut_after=MIB, cuts=cuts)
     assert is_whole(fetch(root), folder)
     assert lab.faults.cuts == 0
     assert lab.sent[KEY] < SIZE + cuts * 4 * MIB
@@ -487,11 +496,51 @@ def test_the_pieces_cover_what_is_missing_and_nothing_twice(
     assert all(0 < end - start <= PIECE_BYTES for start, end in pieces)
 
 
-def test_the_last_pieces_are_small() -> None:
-    """So that all connections end together, and the hash is not far behind."""
-    pieces = missing(550 * MIB, [])
-    assert pieces[0] == (0, PIECE_BYTES)
-    assert all(end - start <= LAST_PIECE_BYTES for start, end in pieces[-CONNECTIONS:])
+def test_the_first_and_the_last_pieces_are_small() -> None:
+    """So that the hash begins early, all connections end together, and it is not far behind."""
+    lengths = [end - start for start, end in missing(550 * MIB, [])]
+    assert all(length <= FIRST_PIECE_BYTES for length in lengths[:CONNECTIONS])
+    assert max(lengths) == PIECE_BYTES
+    assert all(length <= LAST_PIECE_BYTES for length in lengths[-CONNECTIONS:])
+
+
+def test_only_what_is_there_without_a_gap_waits_to_be_hashed(tmp_path: Path) -> None:
+    """What lies behind a gap holds no connection up that is to fill it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * MIB))
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with Follower(fd, 3 * MIB, [(MIB, 3 * MIB)]) as follower:
+            assert follower.backlog_bytes == 0
+            follower.add((0, MIB))
+            follower.hexdigest()
+            assert follower.backlog_bytes == 0
+    finally:
+        os.close(fd)
+
+
+def test_what_is_hashed_slowly_is_not_fetched_far_ahead(
+    root: Path, lab: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No piece is begun while much waits to be hashed; then it goes on, and the file is right."""
+    monkeypatch.setattr(download, "BACKLOG_BYTES", MIB)
+    follow, backlog, sent, looks = Follower._follow, Follower.backlog_bytes, list[int](), list[int]()
+
+    def later(follower: Follower) -> None:
+        if follower._size > MIB:
+            until(lambda: len(looks) > 100 * CONNECTIONS, 30, "all connections wait")
+            sent.append(lab.sent[KEY])
+        follow(follower)
+
+    def looked(follower: Follower) -> int:
+        looks.append(backlog.__get__(follower))
+        return looks[-1]
+
+    monkeypatch.setattr(Follower, "_follow", later)
+    monkeypatch.setattr(Follower, "backlog_bytes", property(looked))
+    (folder / WEIGHTS).write_bytes(os.urandom(MIB) * 64)
+    assert is_whole(fetch(root), folder)
+    assert sent[0] <= 2 * CONNECTIONS * FIRST_PIECE_BYTES
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 12))

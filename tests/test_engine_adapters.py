@@ -381,7 +381,7 @@ def test_an_engine_that_dies_while_the_list_is_written_proves_the_new_version_an
 
         def slow(*arguments: Any) -> Any:
             died = threading.Event()
-            loop.call_soon_threadsafe(lambda: (adapters.lost(), died.set()))
+            loop.call_soon_threadsafe(lambda: (adapters.lost(), adapters.wanted.read(), died.set()))
             died.wait(10)
             return edit(*arguments)
 
@@ -390,6 +390,7 @@ def test_an_engine_that_dies_while_the_list_is_written_proves_the_new_version_an
         assert state.serving is None
         assert state.wanted is not None
         assert read_adapters(house.path)[0].release.digest == state.wanted.digest
+        assert adapters.states["spinoza"] == state
 
     run(house.engine(), scenario)
 

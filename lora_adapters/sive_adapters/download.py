@@ -36,6 +36,9 @@ LARGEST_CHUNK_BYTES = PIECE_BYTES // CHUNKS
 CUT_CHUNK_BYTES = 64 * 2**10
 """Of a connection that was cut before: it may not last for more."""
 SYNC_BYTES = 64 * MIB
+BACKLOG_BYTES, BACKLOG_POLL_S = 64 * MIB, 0.005
+"""No piece is begun while more than that waits to be hashed: where cores are short, what comes early takes
+from the hashing what is then missing at the end, when nothing comes any more."""
 
 Result = TypeVar("Result")
 
@@ -197,6 +200,10 @@ class Download:
 
     async def _work(self, left: deque[Range]) -> None:
         while left:
+            while self._follower.backlog_bytes > BACKLOG_BYTES:  # noqa: ASYNC110 - a thread's, which tells no loop
+                await asyncio.sleep(BACKLOG_POLL_S)
+            if not left:
+                return
             piece = left.popleft()
             if piece[0] < piece[1]:
                 await self._fetch(piece)

@@ -48,6 +48,12 @@ class Follower:
             self._there = merged([*self._there, written])
             self._changed.notify()
 
+    @property
+    def backlog_bytes(self) -> int:
+        """How much is there without a gap and waits for it; 0 when it has ended."""
+        start, end = self._there[0] if self._there else (0, 0)
+        return end - self._at if start == 0 and self._thread.is_alive() else 0
+
     def hexdigest(self) -> str:
         """Wait until all was written and hashed.
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 MIB = 2**20
 PIECE_BYTES = 16 * MIB
-LAST_PIECE_BYTES = 4 * MIB
+FIRST_PIECE_BYTES, LAST_PIECE_BYTES = 2 * MIB, 4 * MIB
 CONNECTIONS = 8
 """Pieces that are fetched at once."""
 
@@ -180,7 +180,8 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 def missing(size: int, written: Iterable[Range]) -> list[Range]:
     """Return the pieces still to be fetched, in order.
 
-    They get smaller towards the end, so that all connections end together and the hash is not far behind.
+    The hash goes through them in order. They begin small, so that it begins early, and get smaller towards
+    the end, so that all connections end together and it is not far behind.
     """
     gaps, at = [], 0
     for start, end in [*merged(written), (size, size)]:
@@ -188,11 +189,12 @@ def missing(size: int, written: Iterable[Range]) -> list[Range]:
             gaps.append((at, start))
         at = end
     left = sum(end - start for start, end in gaps)
-    pieces = []
+    pieces: list[Range] = []
     for start, end in gaps:
         while start < end:
-            share = left // (2 * CONNECTIONS) // MIB * MIB
-            length = min(end - start, max(LAST_PIECE_BYTES, min(PIECE_BYTES, share)))
+            grown = FIRST_PIECE_BYTES << min(len(pieces) // CONNECTIONS, 10)
+            share = max(LAST_PIECE_BYTES, left // (2 * CONNECTIONS) // MIB * MIB)
+            length = min(end - start, PIECE_BYTES, grown, share)
             pieces.append((start, start + length))
             start, left = start + length, left - length
     return pieces

@@ -121,14 +121,14 @@ class AdapterChanges:
 
     async def _list(self, adapter: Adapter, version: Version) -> None:
         """Write an adapter to the list, the version it had before to its ``previous``."""
-        states = self._wanted.states
-        before = states.get(adapter.name)
+        before = self._wanted.states.get(adapter.name)
         had = None if before is None else before.serving or before.wanted
         listed = await in_thread(
             lambda: registry.edit(self._wanted.path, lambda listed: _with(listed, adapter, had=had))
         )
         written = next(one for one in listed if one.name == adapter.name)
-        now = states.get(adapter.name)  # the engine may have died meanwhile
+        states = self._wanted.states  # the engine may have died meanwhile, and the list have been read anew
+        now = states.get(adapter.name)
         states[adapter.name] = AdapterState(
             written, wanted=version, serving=None if now is None else now.serving
         )

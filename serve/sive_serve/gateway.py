@@ -34,7 +34,7 @@ from sive_serve.garbage import collect_rarely, tidy
 from sive_serve.http import refusal
 from sive_serve.metrics import Metrics
 from sive_serve.page import Page
-from sive_serve.pod_reconciler import reconciler
+from sive_serve.pods import reconciler
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 from sive_serve.tokens import Tokens

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import SecretStr
-from sive.config import Settings
-from sive.errors import AdapterError, ConfigError
+from sive.errors import AdapterError
 from sive_adapters.registry import read_adapters
 
 from sive_serve.daemon_thread import in_thread
@@ -196,6 +194,8 @@ class PodReconciler:
         asked = {change.identity for change in lacking()}
         pod.refusals = {key: refusal for key, refusal in pod.refusals.items() if key in asked}
         for change in lacking():
+            if change.action == "remove" and lacking()[0].action != "remove":
+                break  # what is to replace it was refused
             there = await self._change(pod, change) or there
         if left := lacking():
             refusal = pod.refusals.get(left[0].identity)
@@ -250,39 +250,3 @@ class PodReconciler:
             else:
                 log.info("pod %r has the adapters that are wanted", pod.admin.name)
         pod.is_in_step, pod.why, pod.detail = not why, why, detail
-
-
-def reconciler(
-    settings: Settings, *, is_well: Callable[[str], bool], observe: Callable[[str, str, str], None]
-) -> PodReconciler | None:
-    """Return what keeps the configured pods at the configured list; None when there is neither.
-
-    Raises:
-        ConfigError: one is there without the other.
-        AdapterError: the list cannot be read.
-    """
-    path = settings.gateway.adapters
-    admins = [
-        PodAdmin(backend.name, str(backend.url), key)
-        for backend in settings.backend
-        if (key := _key(backend.admin_key)) and backend.url is not None
-    ]
-    if path is None and not admins:
-        return None
-    if path is None:
-        raise ConfigError(
-            f"backend {admins[0].name!r} has an admin key and there is no list to keep it at: name one as "
-            "adapters under [gateway]"
-        )
-    if not admins:
-        raise ConfigError(
-            "[gateway] names a list of adapters and there is no pod to keep at it: give a [[backend]] with a "
-            "url its admin_key_env"
-        )
-    return PodReconciler(
-        path, admins, removes=settings.gateway.adapters_remove, is_well=is_well, observe=observe
-    )
-
-
-def _key(key: SecretStr | None) -> SecretStr | None:
-    return key if key is not None and key.get_secret_value() else None

@@ -82,6 +82,16 @@ def bfloat16(array: Array) -> Array:
     return (array.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
+def of_rank(rank: int, name: str, folder: Path) -> Path:
+    """Write a tiny adapter again with a larger rank, a multiple of its own, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, tensors = read(TINY / name)
+    times = rank // int(config["r"])
+    repeats = {key: (times, 1) if "lora_A" in key else (1, times) for key in tensors}
+    write(folder, {**config, "r": rank}, {key: np.tile(one, repeats[key]) for key, one in tensors.items()})
+    return folder
+
+
 def _set(**keys: Any) -> Callable[[Config, Tensors], None]:
     return lambda config, tensors: config.update(keys)
 

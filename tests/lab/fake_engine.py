@@ -14,9 +14,11 @@ how it misbehaves:
   otherwise than other engines of its kind, by so many nats.
 - ``fake-no-logprobs``: refuses to say how it reads prompts.
 - ``fake-load-s``: seconds that every adapter takes to load.
+- ``fake-tokens``, ``fake-token-s``: how many tokens an answer has, and seconds between two.
 - ``fake-log``: a file that gets a line for the model and each adapter that is loaded or unloaded.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -125,18 +127,26 @@ class Engine:
         return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
 
     def chat(self, asked: dict[str, Any]) -> tuple[int, Any]:
-        """As vLLM's /v1/chat/completions, streamed: one token, which is the name it was asked under."""
+        """As vLLM's /v1/chat/completions, streamed: one token, which is the name it was asked under.
+
+        With ``fake-tokens`` so many of them, ``fake-token-s`` apart.
+        """
         name = asked["model"]
         if name not in self.models:
             return 404, _error(f"The model `{name}` does not exist.")
         head = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": name}
-        said = ({"role": "assistant", "content": ""}, None), ({"content": name}, None), ({}, "stop")
+        words = [name, *(f" {number}" for number in range(1, self.config.get("fake-tokens", 1)))]
+        said = [
+            ({"role": "assistant", "content": ""}, None),
+            *(({"content": word}, None) for word in words),
+            ({}, "stop"),
+        ]
         chunks = [
             head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
             for delta, reason in said
         ]
         events = [f"data: {json.dumps(chunk, separators=(',', ':'))}" for chunk in chunks]
-        return 200, "\n\n".join([*events, "data: [DONE]", ""])
+        return 200, [f"{event}\n\n" for event in [*events, "data: [DONE]"]]
 
     def note(self, what: str, name: str) -> None:
         """Write a line to the log, where one is kept."""
@@ -177,11 +187,23 @@ class Routes(BaseHTTPRequestHandler):
         act = routes.get(self.path)
         self._answer(*(act(asked) if act else (404, _error("Not Found"))))
 
+    def _stream(self, events: list[str]) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # whoever asked has left
+            for event in events:
+                self.wfile.write(f"{len(event.encode()):x}\r\n{event}\r\n".encode())
+                time.sleep(self.engine.config.get("fake-token-s", 0))
+            self.wfile.write(b"0\r\n\r\n")
+
     def _answer(self, status: int, said: Any) -> None:
+        if isinstance(said, list):
+            self._stream(said)
+            return
         body = said.encode() if isinstance(said, str) else json.dumps(said).encode()
         self.send_response(status)
-        if body.startswith(b"data: "):
-            self.send_header("content-type", "text/event-stream")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -228,13 +228,16 @@ def test_it_is_asked_to_carry_on_only_as_it_declares(kind: Kind, hosts: Hosts) -
 
 
 @each
-def test_what_it_does_not_understand_is_left_out_and_named(kind: Kind, hosts: Hosts) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_it_does_not_understand_is_left_out_and_named(kind: Kind, stream: bool, hosts: Hosts) -> None:
     """And only that."""
     host = hosts.add(kind.speaks())
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     odd = {"guided_regex": "a", "top_k": 4, "temperature": 0.5, "logit_bias": {"1": 1}, "user": "u"}
-    heard = ask(kind.backend(host), n=2 if "n" in kind.drops else 1, tools=[tool], **odd)
-    assert heard.sive["dropped"] == sorted(set(kind.drops))
+    several = 2 if "n" in kind.drops else 1
+    heard = ask(kind.backend(host), stream=stream, n=several, tools=[tool], **odd)
+    said = heard.sive if stream else heard.json["sive"]
+    assert said["dropped"] == sorted(set(kind.drops))
     sent = host.seen[-1].body if kind.kind != "replicate" else {}
     assert not set(sent) & set(kind.drops)
 

@@ -1,9 +1,13 @@
 """A Gradio app as a rung: a real one over real sockets, and stand-ins for other versions and for the Hub."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from sive import sse
 from sive.backends.conversation import conversation
@@ -17,6 +21,7 @@ from sive.errors import UnavailableError
 from sive.health import Health
 from sive.policy import Policy
 
+from tests.conftest import Serve, clean_environment
 from tests.lab.asking import PATIENT, Heard, ask
 from tests.lab.gradio_apps import GradioApp, gradio_app
 from tests.lab.hosts import Hosts
@@ -177,6 +182,35 @@ def test_one_who_asks_for_more_than_text_is_no_failure_of_the_app(hosts: Hosts) 
     for _ in range(4):
         ask(space, endpoint="completions", prompt=["a", "b"], health=health)
     assert health.open_keys() == {}
+
+
+# In a gateway
+
+
+def test_snb_backend_url_alone_makes_a_gateway_of_a_real_app(app: GradioApp, serve: Serve) -> None:
+    """The oldest name of the environment: the Space answers first; `sive status` says what it can."""
+    served = serve(SNB_BACKEND_URL=app.url, SIVE_OFFLINE="")
+    body = {"model": "spinoza", "messages": [{"role": "user", "content": "Qui ?"}], "temperature": 0.2}
+    reply = httpx2.post(f"{served.url}/v1/chat/completions", json=body, timeout=20)
+    answer = reply.json()
+    assert reply.headers["x-sive-backend"] == "snb"
+    assert answer["choices"][0]["message"]["content"] == TEXT
+    assert answer["sive"]["dropped"] == ["messages.system", "temperature"]  # the persona is the Space's own
+    assert "usage" not in answer
+    rungs = served.get("/status").json()["models"]["spinoza"]["rungs"]
+    assert [rung["backend"] for rung in rungs] == ["snb", "local"]
+    assert rungs[0]["can"] == {
+        "context_tokens": None,
+        "tools": False,
+        "adapters": False,
+        "resume": "none",
+        "quota": False,
+        "streaming": True,
+    }
+    command = [sys.executable, "-m", "sive_serve.cli", "status", "--url", served.url]
+    shown = subprocess.run(command, env=clean_environment(COLUMNS="200"), capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"snb .* text .* ready .* answered", shown.stdout)
 
 
 # Discovery

@@ -292,7 +292,8 @@ def test_parts_of_messages_that_are_no_text_are_named() -> None:
             ],
         }
     )
-    assert said.lost == {"messages.image_url", "messages.tool_calls", "messages.tool", "messages.prefill"}
+    lost = {"messages.image_url", "messages.tool_calls", "messages.tool"}
+    assert said.lost_with_prefill == {*lost, "messages.prefill"}
     assert (said.message, said.turns) == ("b", [("user", "a"), ("assistant", "")])
 
 

@@ -70,6 +70,9 @@ def test_a_key_of_another_kind_is_refused() -> None:
     """It would mean nothing there."""
     with pytest.raises(ValidationError, match="'function' is for kind 'gradio', not 'openai'"):
         backend("openai", url="http://a/v1", function="/chat")
+    with pytest.raises(ValidationError, match="a 'gradio' backend cannot go on with an answer"):
+        backend("gradio", url="http://a", resume="text")
+    assert backend("replicate", template="chatml", resume="text").resume == "text"
     with pytest.raises(ValidationError, match="an argument is a name, or a constant"):
         backend("gradio", url="http://a", arguments=[{"default": 1}])
 

@@ -181,6 +181,9 @@ def test_a_conversation_becomes_the_inputs_of_its_template() -> None:
     assert chatml["prompt"].startswith("<|im_start|>system\nSois bref.<|im_end|>\n<|im_start|>user\nq")
     assert chatml["prompt"].endswith("<|im_start|>user\nQui ?<|im_end|>\n<|im_start|>assistant\n")
     assert chatml["stop_sequences"] == "\n,END,<|im_end|>"
+    begun = conversation({"model": "m", "messages": [*TURNS, {"role": "assistant", "content": "Moi"}]})
+    assert inputs_of(begun, "chatml")[0]["prompt"].endswith("<|im_start|>assistant\nMoi")
+    assert inputs_of(begun, "inputs")[1] == ["messages.prefill"]
     messages, _ = inputs_of(said, "messages")
     assert messages["messages"] == TURNS
     assert inputs_of(conversation({"model": "m", "prompt": "p", "stop": ["a,b"]}), "inputs") == (

@@ -20,6 +20,8 @@ from sive.config import BackendSettings
 from sive.errors import UnavailableError
 from sive.health import Health
 from sive.policy import Policy
+from sive.wires.aiohttp import AiohttpWire
+from sive.wires.httpx import HttpxWire
 
 from tests.conftest import Serve, clean_environment
 from tests.lab.asking import PATIENT, Heard, ask
@@ -66,6 +68,15 @@ def test_a_real_app_answers_word_for_word(function: str | None, app: GradioApp) 
     heard = asked(app.url, function=function)
     assert (heard.text, heard.is_done, heard.failures) == (TEXT, True, [])
     assert len(heard.deltas) == (1 if function == "//chat_function" else 7)
+
+
+@pytest.mark.parametrize("wire", [AiohttpWire, HttpxWire])
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_wire_takes_its_steps(wire: Any, stream: bool, app: GradioApp) -> None:
+    """Over TLS and proxies, and inside the caller's Python."""
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=app.url))
+    heard = ask(space, wire=wire, stream=stream)
+    assert (heard.text or heard.json["choices"][0]["message"]["content"]) == TEXT
 
 
 @pytest.mark.parametrize("prefix", ["", "/gradio_api/", "gradio_api", "/elsewhere"])
@@ -317,6 +328,13 @@ def test_every_offset_may_be_where_a_read_ends(escaped: bool) -> None:
     )
     for at in range(1, len(said)):
         assert read(said[:at], said[at:]) == ["œ", " — é🙂", "."]
+
+
+def test_a_heartbeat_is_a_comment_and_no_word() -> None:
+    """Callers and proxies see life; the chain's clocks do not take it for an answer."""
+    reading = Reading(TextChunks("chat/completions", "m"))
+    assert reading(b"event: heartbeat\ndata: null\n\n") == b": waiting\n\n"
+    assert reading(b'data: {"msg":"estimation","rank":3}\n\n') == b": waiting\n\n"
 
 
 def test_half_an_event_of_json_is_made_up_for_by_the_next() -> None:

@@ -117,11 +117,28 @@ def test_an_app_is_asked_once_what_its_function_takes(hosts: Hosts) -> None:
         assert ask(space).text == "a"
     paths = [one.path for one in host.seen]
     assert paths.count("/gradio_api/info") == 1
-    gradio.status = 500
-    assert ask(space).status == 503
+    gradio.status, gradio.info = 500, info(MESSAGE, name="/talk")
+    assert ask(space).failures[0][0] == "no_function"
     gradio.status = 200
     assert ask(space).text == "a"
-    assert [one.path for one in host.seen].count("/gradio_api/info") > 1
+    assert host.seen[-2].path == "/gradio_api/call/talk"
+
+
+def test_a_call_that_the_app_refuses_is_no_fault_of_the_callers(hosts: Hosts) -> None:
+    """Its 422 is about our arguments, so the next rung is asked."""
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), status=422))
+    heard = asked(base(host))
+    assert heard.failures == [("http_422", "HTTP 422: it refused the call")]
+
+
+@pytest.mark.parametrize("guard_json", [True, False])
+def test_events_that_end_too_soon_are_no_answer_in_one_piece(guard_json: bool, hosts: Hosts) -> None:
+    """Half of it must not pass for all."""
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), events=(("generating", ["half"]),)))
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=base(host)))
+    heard = ask(space, stream=False, guard_json=guard_json)
+    assert heard.status in (502, 503)
+    assert heard.failures[0][0] == "eof"
 
 
 def test_a_used_up_quota_says_when_there_is_more_and_rests_so_long(app: GradioApp) -> None:

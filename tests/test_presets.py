@@ -179,9 +179,9 @@ def test_a_request_with_tools_goes_first_to_who_has_them() -> None:
     asked = call(stream=True, tools=[TOOL])
     assert Play(rung("plain", tools=False), rung("able"), asked=asked).opened == ["able"]
     assert Play(rung("plain", tools=False), rung("able")).opened == ["plain"]
-    assert not is_direct(
-        asked, Model("m", (rung("plain", tools=False),), guards_json=False), Health(Policy()), 0
-    )
+    model = Model("m", (rung("plain", tools=False),), guards_json=False)
+    assert is_direct(call(), model, Health(Policy()), 0)
+    assert not is_direct(call(tools=[TOOL]), model, Health(Policy()), 0)
 
 
 def test_tools_are_left_out_and_named_where_nobody_has_them() -> None:

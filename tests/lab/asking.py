@@ -22,7 +22,8 @@ from tests.chain_play import call
 from tests.lab.callers import Listener, on_a_loop
 
 Json = dict[str, Any]
-PATIENT = Clocks(first_token_s=10, backoff_s=(0.01, 0.01))
+PATIENT = Clocks(first_token_s=30, stall_s=30, backoff_s=(0.01, 0.01))
+"""For hosts that answer, however busy the machine."""
 
 
 @dataclass

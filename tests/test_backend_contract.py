@@ -42,14 +42,13 @@ def gradio_events(*end: tuple[str, object]) -> Gradio:
 class Kind:
     """A kind of host, and a program that speaks as it does.
 
-    ``path``: what stands between host and API. ``speaks``: answers as it should. ``talks``: says more and
-    more until the other side leaves. ``dripping``: its answer, a byte at a time.
+    ``path``: what stands between host and API. ``speaks``: answers as it should. ``counts``: it says how many
+    tokens there were. ``drops``: what of an odd request it does not understand.
     """
 
     kind: str
     path: str = ""
     speaks: Callable[[], Manner] = lambda: answers(*WORDS)
-    talks: Callable[[], Manner] = lambda: talks_forever
     counts: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     drops: tuple[str, ...] = ()
@@ -85,7 +84,6 @@ KINDS = [
     Kind(
         "replicate",
         speaks=Replicate,
-        talks=lambda: Replicate(holds=True),
         counts=False,
         settings={"template": "chatml"},
         drops=TEXT_DROPS,

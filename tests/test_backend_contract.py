@@ -42,14 +42,13 @@ def gradio_events(*end: tuple[str, object]) -> Gradio:
 class Kind:
     """A kind of host, and a program that speaks as it does.
 
-    ``path``: what stands between host and API. ``speaks``: answers as it should. ``talks``: says more and
-    more until the other side leaves. ``dripping``: its answer, a byte at a time.
+    ``path``: what stands between host and API. ``speaks``: answers as it should. ``counts``: it says how many
+    tokens there were. ``drops``: what of an odd request it does not understand.
     """
 
     kind: str
     path: str = ""
     speaks: Callable[[], Manner] = lambda: answers(*WORDS)
-    talks: Callable[[], Manner] = lambda: talks_forever
     counts: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     drops: tuple[str, ...] = ()
@@ -59,6 +58,11 @@ class Kind:
         url = f"http://127.0.0.1:{host.port}{self.path}"
         said = {"name": name, "kind": self.kind, "url": url, "api_key": KEY} | self.settings | more
         return make_backend(BackendSettings(**said))
+
+    @property
+    def goes_on(self) -> bool:
+        """Can it be given an answer that was begun?"""
+        return self.kind != "gradio"
 
     @property
     def streams(self) -> bool:
@@ -80,8 +84,8 @@ KINDS = [
     Kind(
         "replicate",
         speaks=Replicate,
-        talks=lambda: Replicate(holds=True),
         counts=False,
+        settings={"template": "chatml"},
         drops=TEXT_DROPS,
     ),
     Kind("gradio", speaks=gradio_events, counts=False, drops=(*TEXT_DROPS, "temperature", "top_k")),
@@ -215,26 +219,41 @@ def test_what_is_no_answer_is_none(kind: Kind, hosts: Hosts) -> None:
 
 @each
 def test_it_is_asked_to_carry_on_only_as_it_declares(kind: Kind, hosts: Hosts) -> None:
-    """An answer that broke off elsewhere goes on by text where that is declared, and ends honestly else."""
+    """An answer that broke off elsewhere ends honestly where it is not: nobody may guess."""
     host = hosts.add(kind.speaks())
-    declares = kind.backend(host).resume
-    heard = ask(KINDS[0].backend(hosts.add(cuts_after(2)), "cut", resume="none"), kind.backend(host))
-    assert not heard.is_done
+    cut = KINDS[0].backend(hosts.add(cuts_after(2)), "cut", resume="none")
+    heard = ask(cut, kind.backend(host, resume="none"))
+    assert (heard.text, heard.is_done, host.seen) == ("w0 w1 ", False, [])
     assert heard.events[-1]["error"]["code"] == "stream_interrupted"
-    assert host.seen == [] or declares is None
+
+
+@pytest.mark.parametrize("kind", [one for one in KINDS if one.goes_on], ids=lambda kind: kind.kind)
+def test_it_carries_on_by_text_where_that_is_declared(kind: Kind, hosts: Hosts) -> None:
+    """It is given what was said, and its words go on from there."""
+    host = hosts.add(kind.speaks())
+    cut = KINDS[0].backend(hosts.add(cuts_after(2)), "cut", resume="none")
+    heard = ask(cut, kind.backend(host, resume="text"))
+    assert (heard.text, heard.is_done) == ("w0 w1 " + TEXT, True)
+    if kind.kind == "replicate":
+        assert host.seen[0].body["input"]["prompt"].endswith("assistant\nw0 w1 ")
+    elif kind.streams:
+        assert host.seen[0].body["messages"][-1] == {"role": "assistant", "content": "w0 w1 "}
 
 
 # What is left out
 
 
 @each
-def test_what_it_does_not_understand_is_left_out_and_named(kind: Kind, hosts: Hosts) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_it_does_not_understand_is_left_out_and_named(kind: Kind, stream: bool, hosts: Hosts) -> None:
     """And only that."""
     host = hosts.add(kind.speaks())
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     odd = {"guided_regex": "a", "top_k": 4, "temperature": 0.5, "logit_bias": {"1": 1}, "user": "u"}
-    heard = ask(kind.backend(host), n=2 if "n" in kind.drops else 1, tools=[tool], **odd)
-    assert heard.sive["dropped"] == sorted(set(kind.drops))
+    several = 2 if "n" in kind.drops else 1
+    heard = ask(kind.backend(host), stream=stream, n=several, tools=[tool], **odd)
+    said = heard.sive if stream else heard.json["sive"]
+    assert said["dropped"] == sorted(set(kind.drops))
     sent = host.seen[-1].body if kind.kind != "replicate" else {}
     assert not set(sent) & set(kind.drops)
 
@@ -276,7 +295,7 @@ def test_what_it_can_is_declared_by_its_kind_and_may_be_said_otherwise(kind: Kin
     assert usual.tools == (kind.kind not in ("gradio", "replicate"))
     assert usual.streaming == kind.streams
     turned = capabilities(
-        kind.backend(host, tools=not usual.tools, quota=not usual.quota, context_tokens=77, resume="text")
+        kind.backend(host, tools=not usual.tools, quota=not usual.quota, context_tokens=77, resume="none")
     )
     assert (turned.tools, turned.quota) == (not usual.tools, not usual.quota)
-    assert (turned.context_tokens, turned.resume) == (77, "text")
+    assert (turned.context_tokens, turned.resume) == (77, "none")

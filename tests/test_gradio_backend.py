@@ -1,9 +1,13 @@
 """A Gradio app as a rung: a real one over real sockets, and stand-ins for other versions and for the Hub."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from sive import sse
 from sive.backends.conversation import conversation
@@ -16,7 +20,10 @@ from sive.config import BackendSettings
 from sive.errors import UnavailableError
 from sive.health import Health
 from sive.policy import Policy
+from sive.wires.aiohttp import AiohttpWire
+from sive.wires.httpx import HttpxWire
 
+from tests.conftest import Serve, clean_environment
 from tests.lab.asking import PATIENT, Heard, ask
 from tests.lab.gradio_apps import GradioApp, gradio_app
 from tests.lab.hosts import Hosts
@@ -63,6 +70,15 @@ def test_a_real_app_answers_word_for_word(function: str | None, app: GradioApp) 
     assert len(heard.deltas) == (1 if function == "//chat_function" else 7)
 
 
+@pytest.mark.parametrize("wire", [AiohttpWire, HttpxWire])
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_wire_takes_its_steps(wire: Any, stream: bool, app: GradioApp) -> None:
+    """Over TLS and proxies, and inside the caller's Python."""
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=app.url))
+    heard = ask(space, wire=wire, stream=stream)
+    assert (heard.text or heard.json["choices"][0]["message"]["content"]) == TEXT
+
+
 @pytest.mark.parametrize("prefix", ["", "/gradio_api/", "gradio_api", "/elsewhere"])
 def test_the_prefix_is_found_where_it_is_not_as_configured(prefix: str, app: GradioApp) -> None:
     """A 404 tries the usual ones."""
@@ -101,11 +117,28 @@ def test_an_app_is_asked_once_what_its_function_takes(hosts: Hosts) -> None:
         assert ask(space).text == "a"
     paths = [one.path for one in host.seen]
     assert paths.count("/gradio_api/info") == 1
-    gradio.status = 500
-    assert ask(space).status == 503
+    gradio.status, gradio.info = 500, info(MESSAGE, name="/talk")
+    assert ask(space).failures[0][0] == "no_function"
     gradio.status = 200
     assert ask(space).text == "a"
-    assert [one.path for one in host.seen].count("/gradio_api/info") > 1
+    assert host.seen[-2].path == "/gradio_api/call/talk"
+
+
+def test_a_call_that_the_app_refuses_is_no_fault_of_the_callers(hosts: Hosts) -> None:
+    """Its 422 is about our arguments, so the next rung is asked."""
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), status=422))
+    heard = asked(base(host))
+    assert heard.failures == [("http_422", "HTTP 422: it refused the call")]
+
+
+@pytest.mark.parametrize("guard_json", [True, False])
+def test_events_that_end_too_soon_are_no_answer_in_one_piece(guard_json: bool, hosts: Hosts) -> None:
+    """Half of it must not pass for all."""
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), events=(("generating", ["half"]),)))
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=base(host)))
+    heard = ask(space, stream=False, guard_json=guard_json)
+    assert heard.status in (502, 503)
+    assert heard.failures[0][0] == "eof"
 
 
 def test_a_used_up_quota_says_when_there_is_more_and_rests_so_long(app: GradioApp) -> None:
@@ -177,6 +210,35 @@ def test_one_who_asks_for_more_than_text_is_no_failure_of_the_app(hosts: Hosts) 
     for _ in range(4):
         ask(space, endpoint="completions", prompt=["a", "b"], health=health)
     assert health.open_keys() == {}
+
+
+# In a gateway
+
+
+def test_snb_backend_url_alone_makes_a_gateway_of_a_real_app(app: GradioApp, serve: Serve) -> None:
+    """The oldest name of the environment: the Space answers first; `sive status` says what it can."""
+    served = serve(SNB_BACKEND_URL=app.url, SIVE_OFFLINE="")
+    body = {"model": "spinoza", "messages": [{"role": "user", "content": "Qui ?"}], "temperature": 0.2}
+    reply = httpx2.post(f"{served.url}/v1/chat/completions", json=body, timeout=20)
+    answer = reply.json()
+    assert reply.headers["x-sive-backend"] == "snb"
+    assert answer["choices"][0]["message"]["content"] == TEXT
+    assert answer["sive"]["dropped"] == ["messages.system", "temperature"]  # the persona is the Space's own
+    assert "usage" not in answer
+    rungs = served.get("/status").json()["models"]["spinoza"]["rungs"]
+    assert [rung["backend"] for rung in rungs] == ["snb", "local"]
+    assert rungs[0]["can"] == {
+        "context_tokens": None,
+        "tools": False,
+        "adapters": False,
+        "resume": "none",
+        "quota": False,
+        "streaming": True,
+    }
+    command = [sys.executable, "-m", "sive_serve.cli", "status", "--url", served.url]
+    shown = subprocess.run(command, env=clean_environment(COLUMNS="200"), capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"snb .* text .* ready .* answered", shown.stdout)
 
 
 # Discovery
@@ -258,7 +320,8 @@ def test_parts_of_messages_that_are_no_text_are_named() -> None:
             ],
         }
     )
-    assert said.lost == {"messages.image_url", "messages.tool_calls", "messages.tool", "messages.prefill"}
+    lost = {"messages.image_url", "messages.tool_calls", "messages.tool"}
+    assert said.lost_with_prefill == {*lost, "messages.prefill"}
     assert (said.message, said.turns) == ("b", [("user", "a"), ("assistant", "")])
 
 
@@ -282,6 +345,13 @@ def test_every_offset_may_be_where_a_read_ends(escaped: bool) -> None:
     )
     for at in range(1, len(said)):
         assert read(said[:at], said[at:]) == ["œ", " — é🙂", "."]
+
+
+def test_a_heartbeat_is_a_comment_and_no_word() -> None:
+    """Callers and proxies see life; the chain's clocks do not take it for an answer."""
+    reading = Reading(TextChunks("chat/completions", "m"))
+    assert reading(b"event: heartbeat\ndata: null\n\n") == b": waiting\n\n"
+    assert reading(b'data: {"msg":"estimation","rank":3}\n\n') == b": waiting\n\n"
 
 
 def test_half_an_event_of_json_is_made_up_for_by_the_next() -> None:

@@ -1,5 +1,8 @@
 """Hosts by their kind: where they are asked, what they need, and how the policy uses what they can."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -21,6 +24,7 @@ from sive.routes import Model
 from sive_serve.direct import is_direct
 
 from tests.chain_play import DONE, Play, call, chunk, payloads, rung
+from tests.conftest import clean_environment
 from tests.lab.asking import ask
 from tests.lab.hosts import Hosts
 from tests.lab.upstream import Exchange, answers, says
@@ -70,8 +74,26 @@ def test_a_key_of_another_kind_is_refused() -> None:
     """It would mean nothing there."""
     with pytest.raises(ValidationError, match="'function' is for kind 'gradio', not 'openai'"):
         backend("openai", url="http://a/v1", function="/chat")
+    with pytest.raises(ValidationError, match="a 'gradio' backend cannot go on with an answer"):
+        backend("gradio", url="http://a", resume="text")
+    assert backend("replicate", template="chatml", resume="text").resume == "text"
     with pytest.raises(ValidationError, match="an argument is a name, or a constant"):
         backend("gradio", url="http://a", arguments=[{"default": 1}])
+
+
+def test_sive_config_shows_the_keys_of_a_kind_and_no_secret(tmp_path: Path) -> None:
+    """Not those of others."""
+    file = tmp_path / "sive.toml"
+    text = '[[backend]]\nname = "r"\nkind = "replicate"\ninput = { top_k = 5 }\n'
+    file.write_text(text + 'headers = { Authorization = "hush" }\n')
+    command = [sys.executable, "-m", "sive_serve.cli", "config", "--config", str(file)]
+    shown = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, check=True
+    ).stdout
+    assert "backend.0.input.top_k = 5" in shown
+    assert "backend.0.template = inputs" in shown
+    assert "backend.0.function" not in shown
+    assert "hush" not in shown
 
 
 def test_every_kind_has_a_preset_and_every_key_a_kind() -> None:
@@ -176,9 +198,9 @@ def test_a_request_with_tools_goes_first_to_who_has_them() -> None:
     asked = call(stream=True, tools=[TOOL])
     assert Play(rung("plain", tools=False), rung("able"), asked=asked).opened == ["able"]
     assert Play(rung("plain", tools=False), rung("able")).opened == ["plain"]
-    assert not is_direct(
-        asked, Model("m", (rung("plain", tools=False),), guards_json=False), Health(Policy()), 0
-    )
+    model = Model("m", (rung("plain", tools=False),), guards_json=False)
+    assert is_direct(call(), model, Health(Policy()), 0)
+    assert not is_direct(call(tools=[TOOL]), model, Health(Policy()), 0)
 
 
 def test_tools_are_left_out_and_named_where_nobody_has_them() -> None:

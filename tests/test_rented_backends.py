@@ -13,6 +13,9 @@ from sive.backends.replicate import Reading, inputs_of
 from sive.config import BackendSettings
 from sive.health import Health
 from sive.policy import Clocks, Policy
+from sive.wires.aiohttp import AiohttpWire
+from sive.wires.http import HttpWire
+from sive.wires.httpx import HttpxWire
 
 from tests.lab.asking import PATIENT, ask
 from tests.lab.callers import Listener, seen
@@ -119,15 +122,16 @@ def test_a_prediction_that_was_read_to_its_end_is_not_cancelled(hosts: Hosts) ->
     assert host.cancelled == []
 
 
-def test_whoever_leaves_before_its_first_word_cancels_it_too(hosts: Hosts) -> None:
-    """Nobody pays for what nobody reads."""
+@pytest.mark.parametrize("wire", [HttpWire, AiohttpWire, HttpxWire])
+def test_whoever_leaves_before_its_first_word_cancels_it_too(wire: Any, hosts: Hosts) -> None:
+    """Nobody pays for what nobody reads, whichever way it was asked."""
     host = Replicate(boots=True)
     upstream = hosts.add(host)
 
     async def is_asked(_: Listener) -> None:
         await seen(lambda: any("/streams/" in one.path for one in upstream.seen))
 
-    ask(replicate(upstream), until=is_asked)
+    ask(replicate(upstream), until=is_asked, wire=wire)
     assert host.cancelled == ["p0"]
 
 
@@ -181,6 +185,9 @@ def test_a_conversation_becomes_the_inputs_of_its_template() -> None:
     assert chatml["prompt"].startswith("<|im_start|>system\nSois bref.<|im_end|>\n<|im_start|>user\nq")
     assert chatml["prompt"].endswith("<|im_start|>user\nQui ?<|im_end|>\n<|im_start|>assistant\n")
     assert chatml["stop_sequences"] == "\n,END,<|im_end|>"
+    begun = conversation({"model": "m", "messages": [*TURNS, {"role": "assistant", "content": "Moi"}]})
+    assert inputs_of(begun, "chatml")[0]["prompt"].endswith("<|im_start|>assistant\nMoi")
+    assert inputs_of(begun, "inputs")[1] == ["messages.prefill"]
     messages, _ = inputs_of(said, "messages")
     assert messages["messages"] == TURNS
     assert inputs_of(conversation({"model": "m", "prompt": "p", "stop": ["a,b"]}), "inputs") == (

@@ -12,6 +12,7 @@ from tests.bench.report import Section, write
 
 GROUPS = (
     "gateway",
+    "backends",
     "failover",
     "lag",
     "soak",

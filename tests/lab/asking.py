@@ -15,13 +15,15 @@ from sive.policy import Clocks, Policy
 from sive.protocol import loads
 from sive.report import Report
 from sive.routes import Model, Rung
+from sive.wires import Wire
 from sive.wires.http import HttpWire
 
 from tests.chain_play import call
 from tests.lab.callers import Listener, on_a_loop
 
 Json = dict[str, Any]
-PATIENT = Clocks(first_token_s=10, backoff_s=(0.01, 0.01))
+PATIENT = Clocks(first_token_s=30, stall_s=30, backoff_s=(0.01, 0.01))
+"""For hosts that answer, however busy the machine."""
 
 
 @dataclass
@@ -87,6 +89,7 @@ def ask(
     health: Health | None = None,
     endpoint: str = "chat/completions",
     named: str = "up",
+    wire: Callable[[], Wire] = HttpWire,
     until: Callable[[Listener], Awaitable[object]] | None = None,
     **body: Any,
 ) -> Heard:
@@ -99,10 +102,10 @@ def ask(
     async def work() -> tuple[Listener, Report]:
         request = call(endpoint, **asked)  # type: ignore[arg-type]
         face = StreamFace() if request.stream else WholeFace(request)
-        loop, wire, listener = asyncio.get_running_loop(), HttpWire(), Listener()
+        loop, open_wire, listener = asyncio.get_running_loop(), wire(), Listener()
         route = model(*backends, named=named, **of_model)
         chain = Chain(request, route, face, policy, health=known, now=loop.time())
-        driver = Driver(chain, {"http": wire}, listener)
+        driver = Driver(chain, {"http": open_wire}, listener)
         running = asyncio.create_task(driver.run())
         try:
             if until is not None:
@@ -111,7 +114,7 @@ def ask(
             await running
         finally:
             await farewell.finish()
-            await wire.aclose()
+            await open_wire.aclose()
         return listener, chain.report
 
     listener, report = on_a_loop(work, 60)

@@ -1,7 +1,6 @@
 """Starts the real Gradio app of the lab."""
 
 import contextlib
-import os
 import re
 import subprocess
 import time
@@ -9,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT, until
+import httpx2
+
+from tests.conftest import ROOT, clean_environment, until
 
 PYTHON = ROOT / ".venv-callers" / "gradio" / "bin" / "python"
 MISSING = "tests/install_callers.sh gradio installs it"
@@ -26,18 +27,20 @@ class GradioApp:
 @contextlib.contextmanager
 def gradio_app(folder: Path) -> Iterator[GradioApp]:
     """Run it until the block is left."""
+    assert PYTHON.exists(), MISSING
     output = folder / f"gradio-{time.monotonic_ns()}.txt"
-    quiet = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder)}
+    quiet = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
     command = [str(PYTHON), str(ROOT / "tests" / "lab" / "gradio_app.py")]
     with output.open("w") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **quiet}, cwd=folder
+            command, stdout=out, stderr=subprocess.STDOUT, env=clean_environment(**quiet), cwd=folder
         )
     try:
         line = re.compile(r"gradio on (\S+)")
         until(lambda: process.poll() is not None or line.search(output.read_text()), 60, "the Gradio app")
         found = line.search(output.read_text())
         assert found, output.read_text()
+        httpx2.get(f"{found.group(1)}/gradio_api/info", timeout=60).raise_for_status()  # it makes it up once
         yield GradioApp(found.group(1), output)
     finally:
         process.kill()

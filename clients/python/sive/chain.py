@@ -318,9 +318,8 @@ class Chain:
                 continue
             patience_s = self._now - attempt.opened_at
             what = "first token" if attempt.plan.request.stream else "answer"
-            message = f"no {what} within {patience_s:g} s" + f": {attempt.waits_for}" * bool(
-                attempt.waits_for
-            )
+            waits_for = f": {attempt.waits_for}" if attempt.waits_for else ""
+            message = f"no {what} within {patience_s:g} s{waits_for}"
             self._attempts.never_again(attempt.rung)
             if self._now >= attempt.silent_at:  # else the deadline cut its patience short
                 self._health.silent(attempt.rung, patience_s, message, self._now)

@@ -10,10 +10,10 @@ from pydantic import AnyHttpUrl, BaseModel, SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sive.config import load
+from sive.config import BackendSettings, load
 
 MASK = "********"
-SECRET = re.compile(r"(api[_-]?keys?|[._-]token|secret|password)$")
+SECRET = re.compile(r"(api[_-]?keys?|[._-]token|secret|password|authorization)$", re.IGNORECASE)
 
 
 def show(config: Path | None) -> None:
@@ -37,7 +37,9 @@ def show(config: Path | None) -> None:
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, BaseModel):
-        items = [(name, getattr(value, name)) for name in type(value).model_fields]
+        names = type(value).model_fields
+        has = value.has if isinstance(value, BackendSettings) else names.__contains__
+        items = [(name, getattr(value, name)) for name in names if has(name)]
         items += list((value.model_extra or {}).items())
     elif isinstance(value, dict):
         items = list(value.items())

@@ -30,8 +30,8 @@ TEXT_FIELDS = frozenset({"messages", "model", "prompt", "stream", "stream_option
 class Conversation:
     """``message``: what is asked now. ``turns``: what was said before, as (role, text) of user and assistant.
 
-    ``system``: all instructions. ``sampling``: fields that were set. ``lost``: parts of the messages that
-    are no text, as names for ``sive.dropped``.
+    ``system``: all instructions. ``sampling``: fields that were set. ``prefill``: how the answer was begun.
+    ``lost``: parts of the messages that are no text, as names for ``sive.dropped``.
     """
 
     model: str
@@ -40,6 +40,12 @@ class Conversation:
     system: str
     sampling: Json
     lost: set[str]
+    prefill: str = ""
+
+    @property
+    def lost_with_prefill(self) -> set[str]:
+        """What is lost where nobody can go on with an answer that was begun."""
+        return self.lost | ({"messages.prefill"} if self.prefill else set())
 
     def history(self, shape: HistoryFormat) -> list[Any]:
         """The turns before this message."""
@@ -63,11 +69,9 @@ def conversation(body: Json) -> Conversation:
     if "messages" not in body:
         return Conversation(str(body["model"]), _prompt(body.get("prompt")), [], "", sampling, lost)
     system, turns = _said(body["messages"], lost)
-    if turns and turns[-1][0] == "assistant":
-        lost.add("messages.prefill")
-        turns = turns[:-1]
+    prefill = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
     message = turns.pop()[1] if turns else ""
-    return Conversation(str(body["model"]), message, turns, system, sampling, lost)
+    return Conversation(str(body["model"]), message, turns, system, sampling, lost, prefill)
 
 
 def _prompt(prompt: Any) -> str:

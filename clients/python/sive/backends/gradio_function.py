@@ -64,7 +64,7 @@ class Function:
         """The arguments in order, and the names of what could not be passed on."""
         given = [_value(argument, said) for argument in self.arguments]
         taken = {argument.meaning for argument in self.arguments}
-        dropped = {name for name in said.sampling if name not in taken} | said.lost
+        dropped = {name for name in said.sampling if name not in taken} | said.lost_with_prefill
         dropped |= {"messages.system"} if said.system and "system" not in taken else set()
         dropped |= {"messages.history"} if said.turns and "history" not in taken else set()
         if self.index is not None and self.inputs:

@@ -72,14 +72,15 @@ def as_one(endpoint: Endpoint, events: bytes) -> Reply:
 class TextChunks:
     """A text that grows, as chunks of OpenAI's: what is said since ``take`` was last called.
 
-    ``dropped``: what of the request could not be passed on; it is named in the first chunk.
+    ``dropped``: what of the request could not be passed on; it is named in the first chunk
+    and in the last.
     """
 
     def __init__(self, endpoint: Endpoint, model: str, dropped: list[str] | None = None) -> None:
         self.is_over = False
         self._shape = AnswerShape(endpoint, model)
         self._is_chat = endpoint == "chat/completions"
-        self._dropped = dropped
+        self._said: Json = {"sive": {"dropped": dropped}} if dropped else {}
         self._has_begun = False
         self._out: list[bytes] = []
 
@@ -103,7 +104,7 @@ class TextChunks:
         if self.is_over:
             return
         self._begin()
-        self._out.append(event(self._shape.text("", finish_reason)))
+        self._out.append(event(self._shape.text("", finish_reason) | self._said))
         if usage is not None:
             self._out.append(event(self._shape.usage(*usage)))
         self._out.append(DONE)
@@ -126,6 +127,6 @@ class TextChunks:
         if self._has_begun:
             return
         self._has_begun = True
-        if self._is_chat or self._dropped:
+        if self._is_chat or self._said:
             first = self._shape.role() if self._is_chat else self._shape.text("")
-            self._out.append(event(first | ({"sive": {"dropped": self._dropped}} if self._dropped else {})))
+            self._out.append(event(first | self._said))

@@ -180,7 +180,7 @@ class Reading:
 def inputs_of(said: Conversation, template: Template) -> tuple[Json, list[str]]:
     """A conversation as a model's inputs, and the names of what has no input."""
     inputs = {name: value for name, value in said.sampling.items() if name != "stop"}
-    dropped = set(said.lost)
+    dropped = set(said.lost if template == "chatml" else said.lost_with_prefill)
     stops = said.sampling.get("stop") or []
     stops = [stops] if isinstance(stops, str) else list(stops)
     if any("," in stop for stop in stops):  # the inputs have them in one text, between commas
@@ -204,9 +204,8 @@ def inputs_of(said: Conversation, template: Template) -> tuple[Json, list[str]]:
 def _chatml(said: Conversation) -> str:
     system = [("system", said.system)] if said.system else []
     turns = [*system, *said.turns, ("user", said.message)]
-    return (
-        "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
-    )
+    before = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+    return f"{before}<|im_start|>assistant\n{said.prefill}"
 
 
 def _transcript(said: Conversation) -> str:

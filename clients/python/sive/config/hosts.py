@@ -26,6 +26,10 @@ KINDS_OF: dict[str, tuple[Kind, ...]] = {
 }
 
 
+SAY_ALL_ANEW: tuple[Kind, ...] = ("gradio", "replicate")
+"""Kinds that take a message and its history, not an answer that was begun; a raw prompt can hold one."""
+
+
 class HostSettings(BaseModel):
     """What a host needs beside what all have.
 
@@ -50,11 +54,18 @@ class HostSettings(BaseModel):
     input: dict[str, Any] = Field(default_factory=dict)
     template: Literal["inputs", "chatml", "messages"] = "inputs"
 
+    def has(self, key: str) -> bool:
+        """Does a key mean something for this kind?"""
+        return self.kind in KINDS_OF.get(key, (self.kind,))
+
     @model_validator(mode="after")
     def _keys_are_its_kinds(self) -> "HostSettings":
         for key, kinds in KINDS_OF.items():
-            if key in self.model_fields_set and self.kind not in kinds:
+            if key in self.model_fields_set and not self.has(key):
                 raise ValueError(f"{key!r} is for kind {' or '.join(map(repr, kinds))}, not {self.kind!r}")
+        goes_on = getattr(self, "resume", None) in ("text", "tokens")
+        if goes_on and self.kind in SAY_ALL_ANEW and self.template != "chatml":
+            raise ValueError(f"a {self.kind!r} backend cannot go on with an answer: leave resume out")
         for argument in self.arguments or ():
             if isinstance(argument, dict) and argument.keys() != {"value"}:
                 raise ValueError("an argument is a name, or a constant: { value = ... }")

@@ -100,6 +100,23 @@ def test_a_call_in_one_piece(serve: Serve) -> None:
                 assert answer.headers["x-sive-backend"] == "b0"
 
 
+def test_an_untouched_front_end_finds_its_answer(serve: Serve) -> None:
+    """The way of the old pages' function: a call, its stream, and the call in one piece that it falls back to.
+
+    It looks for the last pair's second half, in ``process_completed`` or in the outputs.
+    """
+    with Upstream(upstream.answers("Deus ", "sive")) as host:
+        served = serve(routed(host))
+        for prefix in (API, ""):
+            message = "Tu es Spinoza.\n\nContexte pertinent :\n\nQuestion de l'élève : Qui ?"
+            event_id = call(served, [message, []], path=f"{prefix}/call//chat_function", session_hash="k2x")
+            text = served.get(f"{prefix}/call//chat_function/{event_id}").text
+            said = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
+            assert said[-1][1][-1][1] == "Deus sive"
+            whole = post(served, f"{prefix}/predict///chat_function", {"data": [message, []]}).json()
+            assert whole["data"][1][-1][1] == "Deus sive"
+
+
 def test_named_arguments(serve: Serve) -> None:
     """``call/v2``, in any order; one that is not there is refused."""
     with Upstream(upstream.answers("sive")) as host:

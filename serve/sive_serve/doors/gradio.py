@@ -134,9 +134,7 @@ class _Door:
         started_at = time.monotonic()
         try:
             asked, _ = await self._body(request)
-            is_named = name.strip("/") != "predict"
-            function = self._functions.named(name) if is_named else self._functions.at(asked.get("fn_index"))
-            made = turn(function, asked.get("data"))
+            made = turn(self._functions.run(name, asked.get("fn_index")), asked.get("data"))
             with Answer(self._gateway, self._question(made), request.headers, stream=False) as answer:
                 text = await while_here(request, answer.whole())
                 taken_s = time.monotonic() - started_at

@@ -101,7 +101,7 @@ def test_a_call_in_one_piece(serve: Serve) -> None:
 
 
 def test_an_untouched_front_end_finds_its_answer(serve: Serve) -> None:
-    """The way of the old pages' function: a call, its stream, and the call in one piece that it falls back to.
+    """The way of the old pages' function: a call, its stream, and the call in one piece it falls back to.
 
     It looks for the last pair's second half, in ``process_completed`` or in the outputs.
     """

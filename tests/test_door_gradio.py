@@ -358,6 +358,18 @@ def test_nobody_reads_another_keys_answers(serve: Serve) -> None:
         assert post(served, f"{API}/queue/join", asked).status_code == 401
 
 
+def test_a_stream_without_a_key_is_read_where_none_is_needed(serve: Serve) -> None:
+    """Older clients bring their token to the call and none to its stream; so does a page's EventSource."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host))
+        asked = {"data": ASKED, "fn_index": 0, "session_hash": "abc"}
+        token = {"authorization": "Bearer hf_mine"}
+        event_id = post(served, f"{API}/queue/join", asked, **token).json()["event_id"]
+        assert session(served, "abc")[-2]["event_id"] == event_id
+        event_id = post(served, f"{API}/call/chat_function", asked, **token).json()["event_id"]
+        assert events(stream(served, event_id).text)[-1][0] == "complete"
+
+
 def test_a_server_that_stops_finishes_what_is_read(serve: Serve) -> None:
     """SIGTERM lets an answer end, and then the stream."""
     may = threading.Event()

@@ -68,7 +68,6 @@ def _pages(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
     app.include_router(routes(gateway))
-    app.include_router(doors.routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")
@@ -101,6 +100,7 @@ def _pages(gateway: Gateway) -> FastAPI:
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(doors.routes(gateway))  # last: none of them may stand before a page of our own
     return app
 
 

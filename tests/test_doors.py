@@ -187,7 +187,7 @@ def test_a_second_port_has_the_same_doors(serve: Serve) -> None:
     """``--compat-port`` listens from the start, and drains with the first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    served = serve("", "--compat-port", str(port))
+    served = serve("[gateway]\ndrain_s = 60\n", "--compat-port", str(port))
     url = f"http://127.0.0.1:{port}"
     assert f"older services on {url} too" in served.output.read_text()
     assert httpx2.post(f"{url}/api/infer", json={"prompt": "x", "max_tokens": 3}, timeout=30).json()["result"]

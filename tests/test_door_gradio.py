@@ -354,6 +354,8 @@ def test_nobody_reads_another_keys_answers(serve: Serve) -> None:
         event_id = post(served, f"{API}/queue/join", asked, **mine).json()["event_id"]
         assert session(served, "abc", **theirs)[0]["msg"] == "unexpected_error"
         assert events(stream(served, event_id, **theirs).text) == [("error", "404: Not Found")]
+        other = {"x-api-key": "sk-two"}
+        assert session(served, "abc", **other)[0]["msg"] == "unexpected_error"
         assert session(served, "abc", **mine)[-2]["success"] is True
         assert post(served, f"{API}/queue/join", asked).status_code == 401
 

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sive_serve import doors, status
 from sive_serve.admin import check_admin_key, routes
-from sive_serve.doors.callers import SpaceKeys, needs_no_key
+from sive_serve.doors.callers import KeyHeaders, needs_no_key
 from sive_serve.gateway import ANSWER_HEADERS, Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
-    app: ASGIApp = SpaceKeys(_Front(gateway, _pages(gateway)))
+    app: ASGIApp = KeyHeaders(_Front(gateway, _pages(gateway)))
     if origins := gateway.settings.gateway.cors_origins:
         app = CORSMiddleware(
             app,

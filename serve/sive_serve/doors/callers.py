@@ -10,7 +10,7 @@ from sive_serve.gateway import Gateway
 KEYS = {b"x-hf-authorization": b"", b"x-api-key": b"Bearer "}
 """Other headers that carry a key, and what is missing there.
 
-``gradio_client`` puts its ``token`` where Hugging Face's proxy wants it; Anthropic's SDKs have a name of their own.
+``gradio_client`` puts its ``token`` where Hugging Face's proxy wants it; Anthropic's SDKs have their own.
 """
 
 NO_KEY = ("/health", "/gradio_api/cancel", "/gradio_api/reset", "/cancel", "/reset")

@@ -127,12 +127,22 @@ def test_both_clients_call_the_old_function(serve: Serve, ask: Ask) -> None:
             {"name": "/chat_function", "data": {"message": "Qui ?", "history": [["a", "b"]]}},
             {"name": "/chat_function", "data": {"message": "Qui ?"}},
             {"name": "/nope", "data": ["Qui ?"]},
+            {"name": 0, "data": ["Qui ?", []]},
         )
         assert answers[0]["result"] == [WHOLE, [["Qui ?", WHOLE]]]
         assert answers[1]["result"] == [WHOLE, [["a", "b"], ["Qui ?", WHOLE]]]
         assert answers[2]["result"] == [WHOLE, [["Qui ?", WHOLE]]]
         assert "error" in answers[3]
+        assert answers[4]["result"] == answers[0]["result"]
         assert "Traceback" not in served.output.read_text()
+
+
+def test_a_client_that_names_no_function_finds_the_only_one(serve: Serve) -> None:
+    """``gradio_client`` then takes the one that is public: the plain name is another name for it."""
+    with Upstream(speaks) as host:
+        served = serve(routed(host))
+        (answer,) = python_client(served.url, {"data": ["Qui ?", []]})
+        assert answer["result"][0] == WHOLE
 
 
 def test_both_clients_see_the_text_grow_as_from_a_real_space(serve: Serve, space: str) -> None:

@@ -100,6 +100,23 @@ def test_a_call_in_one_piece(serve: Serve) -> None:
                 assert answer.headers["x-sive-backend"] == "b0"
 
 
+def test_an_untouched_front_end_finds_its_answer(serve: Serve) -> None:
+    """The way of the old pages' function: a call, its stream, and the call in one piece it falls back to.
+
+    It looks for the last pair's second half, in ``process_completed`` or in the outputs.
+    """
+    with Upstream(upstream.answers("Deus ", "sive")) as host:
+        served = serve(routed(host))
+        for prefix in (API, ""):
+            message = "Tu es Spinoza.\n\nContexte pertinent :\n\nQuestion de l'élève : Qui ?"
+            event_id = call(served, [message, []], path=f"{prefix}/call//chat_function", session_hash="k2x")
+            text = served.get(f"{prefix}/call//chat_function/{event_id}").text
+            said = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
+            assert said[-1][1][-1][1] == "Deus sive"
+            whole = post(served, f"{prefix}/predict///chat_function", {"data": [message, []]}).json()
+            assert whole["data"][1][-1][1] == "Deus sive"
+
+
 def test_named_arguments(serve: Serve) -> None:
     """``call/v2``, in any order; one that is not there is refused."""
     with Upstream(upstream.answers("sive")) as host:
@@ -337,8 +354,22 @@ def test_nobody_reads_another_keys_answers(serve: Serve) -> None:
         event_id = post(served, f"{API}/queue/join", asked, **mine).json()["event_id"]
         assert session(served, "abc", **theirs)[0]["msg"] == "unexpected_error"
         assert events(stream(served, event_id, **theirs).text) == [("error", "404: Not Found")]
+        other = {"x-api-key": "sk-two"}
+        assert session(served, "abc", **other)[0]["msg"] == "unexpected_error"
         assert session(served, "abc", **mine)[-2]["success"] is True
         assert post(served, f"{API}/queue/join", asked).status_code == 401
+
+
+def test_a_stream_without_a_key_is_read_where_none_is_needed(serve: Serve) -> None:
+    """Older clients bring their token to the call and none to its stream; so does a page's EventSource."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host))
+        asked = {"data": ASKED, "fn_index": 0, "session_hash": "abc"}
+        token = {"authorization": "Bearer hf_mine"}
+        event_id = post(served, f"{API}/queue/join", asked, **token).json()["event_id"]
+        assert session(served, "abc")[-2]["event_id"] == event_id
+        event_id = post(served, f"{API}/call/chat_function", asked, **token).json()["event_id"]
+        assert events(stream(served, event_id).text)[-1][0] == "complete"
 
 
 def test_a_server_that_stops_finishes_what_is_read(serve: Serve) -> None:

@@ -43,21 +43,26 @@ def test_a_prompt_gets_a_result(serve: Serve) -> None:
 
 
 def test_a_philosopher_answers_and_the_history_grows(serve: Serve) -> None:
-    """``/chat`` in both forms of a history, the philosopher in the body or in the path."""
+    """``/chat`` in both forms of a history, the philosopher in the body, in the path, or nowhere."""
     with Upstream(upstream.answers("sive")) as host:
-        served = serve(routed(host))
+        other = '[model.other]\nroute = [{ backend = "b0", model = "theirs" }]\n'
+        served = serve(routed(host) + other)
         pairs = [[None, "Bonjour"], ["a", "b"]]
-        answer = post(served, "/chat", {"message": "Qui ?", "history": pairs, "philosopher": "M"}).json()
+        answer = post(served, "/chat", {"message": "Qui ?", "history": pairs, "philosopher": "Other"}).json()
         assert answer["message"] == answer["reply"] == "sive"
         assert answer["history"] == [*pairs, ["Qui ?", "sive"]]
+        assert answer["philosopher"] == "other"
+        assert host.seen[-1].body["model"] == "theirs"
         assert [message["content"] for message in asked(host)] == ["Bonjour", "a", "b", "Qui ?"]
         kept = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        answer = post(served, "/chat/m", {"message": "Qui ?", "history": kept}).json()
+        answer = post(served, "/chat/other", {"message": "Qui ?", "history": kept}).json()
+        assert host.seen[-1].body["model"] == "theirs"
         assert answer["history"][2:] == [
             {"role": "user", "content": "Qui ?"},
             {"role": "assistant", "content": "sive"},
         ]
         assert post(served, "/chat", {"message": "Qui ?"}).json()["history"] == [["Qui ?", "sive"]]
+        assert host.seen[-1].body["model"] == "m0"
 
 
 def test_init_greets(serve: Serve) -> None:
@@ -188,7 +193,7 @@ def test_a_second_port_has_the_same_doors(serve: Serve) -> None:
     """``--compat-port`` listens from the start, and drains with the first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    served = serve("", "--compat-port", str(port))
+    served = serve("[gateway]\ndrain_s = 60\n", "--compat-port", str(port))
     url = f"http://127.0.0.1:{port}"
     assert f"older services on {url} too" in served.output.read_text()
     assert httpx2.post(f"{url}/api/infer", json={"prompt": "x", "max_tokens": 3}, timeout=30).json()["result"]

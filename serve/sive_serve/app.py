@@ -17,13 +17,13 @@ from sive_serve import doors, status
 from sive_serve.admin import check_admin_key, routes
 from sive_serve.auth import authorization
 from sive_serve.cors import CorsPages
-from sive_serve.doors.callers import SpaceKeys, needs_no_key
+from sive_serve.doors.callers import KeyHeaders, needs_no_key
 from sive_serve.gateway import Gateway
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
-    app: ASGIApp = SpaceKeys(_Front(gateway, _pages(gateway)))
+    app: ASGIApp = KeyHeaders(_Front(gateway, _pages(gateway)))
     return CorsPages(app, gateway.cors) if gateway.cors else app
 
 
@@ -63,7 +63,6 @@ def _pages(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
     app.include_router(routes(gateway))
-    app.include_router(doors.routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
     @app.get("/v1/models")
@@ -108,6 +107,7 @@ def _pages(gateway: Gateway) -> FastAPI:
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(doors.routes(gateway))  # last: none of them may stand before a page of our own
     return app
 
 

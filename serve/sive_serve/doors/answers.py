@@ -8,13 +8,15 @@ from sive import sse
 from sive.errors import LostError, RequestError
 from sive.protocol import Json, loads
 
-from sive_serve.cors import EXPOSED
 from sive_serve.doors.history import Messages
 from sive_serve.gateway import CANCELLED_STATUS, Gateway
 from sive_serve.inner import Inner
 
 OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "stop")
 """What a door passes on of a request, when it is there; ``max_new_tokens`` is what transformers calls one."""
+
+TOLD = ("x-request-id", "x-sive-", "retry-after")
+"""Headers that a door passes on, by how they begin."""
 
 SPINOZA = "spinoza"
 
@@ -113,7 +115,7 @@ class Answer:
             _, told = await self._inner.head()
         except LostError as lost:
             raise _cut() from lost
-        return {name: told[name] for name in EXPOSED if name in told}
+        return {name: value for name, value in told.items() if name.startswith(TOLD)}
 
     async def whole(self) -> str:
         """The text in one piece.

@@ -7,9 +7,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sive_serve.doors.answers import AnswerError
 from sive_serve.gateway import Gateway
 
-SPACE_KEY = b"x-hf-authorization"
-"""Where ``gradio_client`` puts its ``token``, as Hugging Face's proxy wants it."""
+KEYS = {b"x-hf-authorization": b"", b"x-api-key": b"Bearer "}
+"""Other headers that carry a key, and what is missing there.
 
+``gradio_client`` puts its ``token`` where Hugging Face's proxy wants it; Anthropic's SDKs have their own.
+"""
 
 NO_KEY = ("/health", "/gradio_api/cancel", "/gradio_api/reset", "/cancel", "/reset")
 """The process lives; and what ``@gradio/client`` sends without a key, with an id that nobody can guess."""
@@ -20,8 +22,8 @@ def needs_no_key(path: str) -> bool:
     return path in NO_KEY
 
 
-class SpaceKeys:
-    """Puts the key of ``gradio_client``'s ``token`` where everybody looks for one, unless one is there."""
+class KeyHeaders:
+    """Puts a key that came in another header where everybody looks for one, unless one is there."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,9 +32,9 @@ class SpaceKeys:
         """Look at the head, and pass the request on."""
         if scope["type"] == "http":
             headers = dict(scope["headers"])
-            if SPACE_KEY in headers and b"authorization" not in headers:
-                moved = [*scope["headers"], (b"authorization", headers[SPACE_KEY])]
-                scope = {**scope, "headers": moved}
+            found = [before + headers[name] for name, before in KEYS.items() if name in headers]
+            if found and b"authorization" not in headers:
+                scope = {**scope, "headers": [*scope["headers"], (b"authorization", found[0])]}
         await self._app(scope, receive, send)
 
 

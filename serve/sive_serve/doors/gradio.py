@@ -17,18 +17,10 @@ from sive_serve.doors import gradio_messages as messages
 from sive_serve.doors.answers import Answer, Question, default_model, known_model
 from sive_serve.doors.callers import noted
 from sive_serve.doors.gradio_functions import API_PREFIX, Functions
-from sive_serve.doors.gradio_jobs import Done, Failed, Grown, Job, Jobs, Started, Stream
+from sive_serve.doors.gradio_jobs import Job, Jobs, Stream
+from sive_serve.doors.gradio_streams import HEARTBEAT_S, call_events, session_events
 from sive_serve.doors.gradio_turn import Turn, named, turn
 from sive_serve.gateway import Gateway
-
-HEARTBEAT_S = 15.0
-"""Gradio's own."""
-
-MIN_GAP_S = 0.02
-"""Between two events of one answer; what comes meanwhile goes together."""
-
-MAX_REPEATED_BYTES_PER_S = 2_000_000
-"""Each event repeats the history, and a call's own stream also all that was said."""
 
 PREFIXES = (API_PREFIX, "")
 """Gradio 5 and later, and before."""
@@ -134,9 +126,7 @@ class _Door:
         started_at = time.monotonic()
         try:
             asked, _ = await self._body(request)
-            is_named = name.strip("/") != "predict"
-            function = self._functions.named(name) if is_named else self._functions.at(asked.get("fn_index"))
-            made = turn(function, asked.get("data"))
+            made = turn(self._functions.run(name, asked.get("fn_index")), asked.get("data"))
             with Answer(self._gateway, self._question(made), request.headers, stream=False) as answer:
                 text = await while_here(request, answer.whole())
                 taken_s = time.monotonic() - started_at
@@ -198,23 +188,9 @@ class _Door:
         except RequestError:
             headers = {}
         stream.add(job)
-        return EventStream(self._whole_texts(stream), close=lambda: self._jobs.close(stream), headers=headers)
-
-    async def _whole_texts(self, stream: Stream) -> AsyncIterator[bytes]:
-        while not stream.is_over:
-            match await stream.next(HEARTBEAT_S):
-                case (job, Grown(_, text)):
-                    event = messages.event("generating", job.turn.outputs(text))
-                    yield event
-                    await asyncio.sleep(_gap_s(event))
-                case (job, Done(text)):
-                    self._jobs.over(job)
-                    yield messages.event("complete", job.turn.outputs(text))
-                case (job, Failed(problem)):
-                    self._jobs.over(job)
-                    yield messages.event("error", messages.failure(problem))
-                case None:
-                    yield messages.event("heartbeat", None)
+        return EventStream(
+            call_events(stream, self._jobs), close=lambda: self._jobs.close(stream), headers=headers
+        )
 
     async def session_stream(self, request: Request, session_hash: str = "") -> EventStream:
         """All calls of one session, as they go on."""
@@ -223,38 +199,8 @@ class _Door:
         if stream is None:
             return EventStream(_once(messages.session_not_found()), close=lambda: None)
         return EventStream(
-            self._growing_texts(stream, session), close=lambda: self._jobs.close(stream, session)
+            session_events(stream, self._jobs, session), close=lambda: self._jobs.close(stream, session)
         )
-
-    async def _growing_texts(self, stream: Stream, session: tuple[str, str]) -> AsyncIterator[bytes]:
-        while not stream.is_over:
-            match await stream.next(HEARTBEAT_S):
-                case (job, Started()):
-                    yield messages.starts(job.event_id)
-                case (job, Grown(more, text)):
-                    is_first = more == text
-                    data = job.turn.outputs(text) if is_first else job.turn.edits(more, text)
-                    event = messages.generating(job.event_id, data, _speaker(job))
-                    yield event
-                    await asyncio.sleep(_gap_s(event))
-                case (job, Done(text)):
-                    self._jobs.over(job)
-                    yield messages.completed(job.event_id, job.turn.outputs(text), _speaker(job))
-                case (job, Failed(problem)):
-                    self._jobs.over(job)
-                    yield messages.failed(job.event_id, problem)
-                case None:
-                    yield messages.message("heartbeat")
-        self._jobs.close(stream, session)
-        yield messages.message("close_stream")
-
-
-def _gap_s(event: bytes) -> float:
-    return max(MIN_GAP_S, len(event) / MAX_REPEATED_BYTES_PER_S)
-
-
-def _speaker(job: Job) -> Json:
-    return {"backend": job.answer.backend, "degraded": job.answer.is_degraded}
 
 
 async def _once(event: bytes) -> AsyncIterator[bytes]:

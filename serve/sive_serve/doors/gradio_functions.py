@@ -36,6 +36,16 @@ class Functions:
         known = ", ".join(f"/{function.name}" for function in self._functions) or "none"
         raise RequestError(f"there is no function {name[:200]!r}; known are {known}", status=404)
 
+    def run(self, name: str, index: Any) -> FunctionSettings:
+        """What ``run/NAME`` calls: Gradio 3 named none, and wrote ``predict`` and an index.
+
+        Raises:
+            RequestError: 404, there is none.
+        """
+        names = [function.name.strip("/") for function in self._functions]
+        is_nameless = name.strip("/") == "predict" and "predict" not in names
+        return self.at(index) if is_nameless else self.named(name)
+
     def at(self, index: Any) -> FunctionSettings:
         """The function with this ``fn_index``; the first when none is given.
 
@@ -43,7 +53,11 @@ class Functions:
             RequestError: 404, there is none.
         """
         number = 0 if index is None else index
-        if isinstance(number, int) and 0 <= number < 2 * len(self._functions):
+        if (
+            isinstance(number, int)
+            and not isinstance(number, bool)
+            and 0 <= number < 2 * len(self._functions)
+        ):
             return self._functions[number // 2]
         raise RequestError(f"there is no function with fn_index {str(index)[:40]}", status=404)
 

@@ -21,7 +21,11 @@ UNREAD_S = 60.0
 """A call whose answer nobody came to read by then is forgotten."""
 
 Session = tuple[str, str]
-"""A client's session hash, which may be easy to guess, and the key it came with."""
+"""A client's session hash, which may be easy to guess, and the key it came with.
+
+A reader without a key gets as far as here only where none is needed; older clients bring theirs to the call
+and none to the stream.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,8 @@ class Jobs:
     def add(self, job: Job) -> None:
         """A call is under way; its session's stream reads it when there is one."""
         self._jobs[job.event_id] = job
-        stream = self._streams.get(job.session)
+        session_hash, _ = job.session
+        stream = self._streams.get(job.session) or self._streams.get((session_hash, ""))
         if stream is not None:
             stream.add(job)
         else:
@@ -170,14 +175,16 @@ class Jobs:
     def read_one(self, event_id: str, authorization: str) -> Job | None:
         """Take a call out of those that wait, for somebody who reads it alone."""
         job = self._jobs.get(event_id)
-        if job is None or event_id not in self._unread or job.session[1] != authorization:
+        if job is None or event_id not in self._unread or not _may_read(job, authorization):
             return None
         self._take(job)
         return job
 
     def read_session(self, session: Session) -> Stream | None:
         """A stream of all calls of a session that wait, and of those to come; None when none waits."""
-        jobs = [self._jobs[event_id] for event_id in self._unread if self._jobs[event_id].session == session]
+        session_hash, authorization = session
+        unread = [self._jobs[event_id] for event_id in self._unread]
+        jobs = [job for job in unread if job.session[0] == session_hash and _may_read(job, authorization)]
         if not jobs:
             return None
         stream = self._streams[session] = Stream()
@@ -205,3 +212,7 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         self._unread.pop(job.event_id, None)
         self.over(job)
+
+
+def _may_read(job: Job, authorization: str) -> bool:
+    return authorization in ("", job.session[1])

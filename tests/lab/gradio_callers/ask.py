@@ -1,6 +1,6 @@
 """Asks a Space as ``gradio_client`` does: calls as JSON on stdin, what became of each as JSON on stdout.
 
-A call: ``{"name": ..., "data": [...] or {...}, "cancel_after": how many outputs}``.
+A call: ``{"name": a name, a number or none, "data": [...] or {...}, "cancel_after": how many outputs}``.
 """
 
 import json
@@ -13,8 +13,10 @@ def ask(client: Any, call: dict[str, Any]) -> dict[str, Any]:
     """One call, its outputs as they came and its result or error."""
     data = call["data"]
     args, named = ([], data) if isinstance(data, dict) else (data, {})
+    name = call.get("name")
+    function = {"fn_index": name} if isinstance(name, int) else {"api_name": name}
     try:
-        job = client.submit(*args, api_name=call.get("name"), **named)
+        job = client.submit(*args, **function, **named)
         if "cancel_after" in call:
             while len(job.outputs()) < call["cancel_after"]:
                 time.sleep(0.01)

@@ -199,7 +199,7 @@ class FunctionSettings(Section):
     ``name`` is its ``api_name``. ``philosopher``: it takes a third argument, which names another model.
     """
 
-    name: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_]+$")]
+    name: Annotated[str, Field(pattern=r"^/?[A-Za-z0-9_.-]+$")]
     model: str | None = None
     philosopher: bool = False
 

@@ -79,7 +79,8 @@ class Candidates:
         """Who could be asked beside this one: the next rungs that speak with the same voice."""
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
-            if not rung.is_degraded and self._health.rest(rung, self.now) is None:
+            is_able = not rung.is_degraded and self._can_be_asked(rung)
+            if is_able and self._health.rest(rung, self.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:

@@ -123,7 +123,7 @@ class Policy:
 
     def lacks_endpoint(self, status: int, headers: dict[str, str], body: bytes) -> bool:
         """Does this reply say that the host has no such endpoint, rather than no such model?"""
-        if status not in LACKING or not _looks_like_json(headers, body):
+        if status not in LACKING or "html" in headers.get("content-type", ""):
             return False  # a proxy's page says nothing of the host behind it
         return not any(word in error_text(body) for word in UNKNOWN_MODEL_WORDS)
 

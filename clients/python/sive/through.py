@@ -38,6 +38,12 @@ def leaves_something(body: Json) -> bool:
 _CALLERS_OWN = frozenset({"function", "custom"})
 
 
+def is_about_the_past(body: Json, reply: bytes) -> bool:
+    """Does a refusal name what the request would go on from, and only another backend may have?"""
+    names = (body.get("previous_response_id"), body.get("conversation"))
+    return any(isinstance(name, str) and name.encode() in reply for name in names if name)
+
+
 def lacking(endpoint: Endpoint, model: str, problem: RequestError | None) -> RequestError:
     """What to say where no backend has the endpoint; ``problem``: why sive cannot do it by itself."""
     message = f"no backend of {model[:200]!r} has /v1/{endpoint}"

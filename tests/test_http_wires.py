@@ -291,9 +291,8 @@ def test_a_compressed_reply_is_refused(wire: type[Wire]) -> None:
     """It was not asked for, and a few bytes may unpack to any number."""
     packed = gzip.compress(b"hello")
     reply = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
-    with Upstream(raw(reply)) as host:
-        with pytest.raises(LostError, match="content-encoding gzip"):
-            run(wire, lambda made: fetch(made, post(host)))
+    with Upstream(raw(reply)) as host, pytest.raises(LostError, match="content-encoding gzip"):
+        run(wire, lambda made: fetch(made, post(host)))
 
 
 class Taker:

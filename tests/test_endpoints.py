@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Serve, Served, until
 from tests.lab import upstream
-from tests.lab.endpoints import by_path, chats, embeds, responds, sends_messages
+from tests.lab.endpoints import by_path, chats, embeds, responds, response, sends_messages, typed
 from tests.lab.hosts import Hosts
 from tests.lab.upstream import Upstream, answers, says
 from tests.test_gateway import LOCAL_LAST, routed
@@ -129,6 +129,16 @@ def test_any_way_to_say_that_there_is_no_such_page_is_understood(serve: Serve, h
         assert ask(served, "embeddings").headers["x-sive-backend"] == "b3"
     assert [len(host.seen) for host in made] == [1, 1, 1]
     assert served.get("/ready").json()["models"]["m"][0]["ready"] is True
+
+
+def test_a_model_that_is_unknown_is_no_missing_page(serve: Serve, hosts: Hosts) -> None:
+    """The host is asked again once it has the model; its other models are left alone."""
+    unknown = says(404, {"error": {"message": "The model `m0` does not exist.", "code": 404}})
+    host, other = hosts.add(unknown), hosts.add(by_path({"/embeddings": embeds}))
+    served = serve(routed(host, other))
+    assert ask(served, "embeddings").headers["x-sive-backend"] == "b1"
+    host.manner = by_path({"/embeddings": embeds})
+    assert ask(served, "embeddings").headers["x-sive-backend"] == "b0"
 
 
 def test_what_a_response_goes_on_from_may_be_unknown(serve: Serve, hosts: Hosts) -> None:
@@ -251,7 +261,9 @@ def test_an_error_before_the_first_token_is_not_an_answer(serve: Serve, hosts: H
     async def fails(exchange: upstream.Exchange) -> None:
         if exchange.seen.body.get("stream"):
             await exchange.head()
-            await exchange.piece(b'event: error\ndata: {"type":"error","message":"http://inner key-1"}\n\n')
+            await typed(exchange, {"type": "error", "message": "http://inner key-1"})
+            end = {"type": "response.completed", "response": response(exchange, "completed", "key-1")}
+            await typed(exchange, end)
             await exchange.end()
         else:
             await exchange.json({"error": {"message": "http://inner key-1"}})

@@ -4,11 +4,17 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sive.calls import parse
+from sive.chunks import has_token
+from sive.errors import RequestError
 from sive.events import End
-from sive.protocol import Json, loads
+from sive.protocol import Endpoint, Json, dumps, loads
 from sive.relay import Label
-from sive.through import leaves_something, with_system_prompt
+from sive.through import THROUGH, is_about_the_past, leaves_something, with_system_prompt
 from sive.through_faces import LARGE_BODY_BYTES, whole_through
+from sive.typed_relay import TypedRelay, typed_event
 
 LABEL = Label("ours", {"backend": "b0", "degraded": False, "dropped": []})
 
@@ -77,3 +83,37 @@ def test_a_requests_own_system_prompt_is_kept(kept: Json) -> None:
 def test_what_a_request_leaves_behind(body: Json, leaves: bool) -> None:
     """What is stored, and what a host does by itself; a function is its caller's to run."""
     assert leaves_something(body) is leaves
+
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["type", "role", "content", "text", "id", "name"]), inner, max_size=4
+        )
+    ),
+    max_leaves=10,
+)
+FIELDS = ("input", "messages", "instructions", "tools", "text", "conversation", "system", "stream", "store")
+
+
+@given(st.sampled_from(sorted(THROUGH)), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=5))
+def test_whatever_is_asked_is_a_request_or_a_clear_error(endpoint: Endpoint, body: Json) -> None:
+    """Never anything else, however odd its parts are."""
+    try:
+        call = parse(endpoint, dumps({"model": "m", **body}), {})
+    except RequestError:
+        return
+    assert call.asked.endpoint == endpoint
+    assert isinstance(leaves_something(call.asked.body), bool)
+    is_about_the_past(call.asked.body, b"{}")
+    with_system_prompt(endpoint, call.asked.body, "ours")
+
+
+@given(st.dictionaries(st.sampled_from(["type", "response", "message", "usage", "error"]), ANYTHING))
+def test_whatever_an_event_says_is_read_or_skipped(event: Json) -> None:
+    """A host may write anything there."""
+    relay = TypedRelay(LABEL)
+    relay.feed(typed_event(event), 0.0)
+    assert has_token(event) in (True, False)

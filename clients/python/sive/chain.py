@@ -102,7 +102,7 @@ class Chain:
         self._now = now
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
-        self.budget = Budget(policy.limits.held)
+        self.budget = Budget(policy.limits.held_bytes)
         self._gathered_bytes = 0
         self._do: list[Command] = []
         self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)

@@ -60,15 +60,15 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes.
+    """How much is read, and kept.
 
-    ``reply``: of what a backend may send in one piece. ``held``: of all that one request keeps in memory,
-    over all attempts: replies, what came before a first token, an answer that is put together or that could
-    be carried on.
+    ``reply_bytes``: of what a backend may send in one piece. ``held_bytes``: of all that one request keeps in
+    memory, over all attempts: replies, what came before a first token, an answer that is put together or that
+    could be carried on.
     """
 
-    reply: int = 32_000_000
-    held: int = 64_000_000
+    reply_bytes: int = 32_000_000
+    held_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ SYSTEM_FIELDS: dict[Endpoint, str] = {"messages": "system", "responses": "instru
 ELSEWHERE = ("background", "conversation", "store")
 """Fields by which an answer leaves something behind at its backend."""
 
+_CALLERS_OWN = ("function", "custom")
+"""Tools that the caller runs."""
+
 
 def input_bytes(body: Json) -> int:
     """The size of ``input``, of the longest one where there are several.
@@ -33,9 +36,6 @@ def leaves_something(body: Json) -> bool:
     kinds = [tool.get("type", "function") for tool in tools or () if isinstance(tool, dict)]
     # A function is the caller's to run; what a host runs by itself may write a file or send a mail.
     return any(body.get(name) for name in ELSEWHERE) or any(kind not in _CALLERS_OWN for kind in kinds)
-
-
-_CALLERS_OWN = frozenset({"function", "custom"})
 
 
 def is_about_the_past(body: Json, reply: bytes) -> bool:

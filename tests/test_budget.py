@@ -43,7 +43,7 @@ def words(count: int, *, ends: bool = True) -> upstream.Manner:
 
 def run(*manners: upstream.Manner, stream: bool = False, **limits: int) -> tuple[Chain, Listener]:
     """Ask such hosts in order."""
-    bounded: Policy = replace(policy(), limits=Limits(**{"reply": LIMIT, "held": LIMIT} | limits))
+    bounded: Policy = replace(policy(), limits=Limits(**{"reply_bytes": LIMIT, "held_bytes": LIMIT} | limits))
 
     async def work() -> tuple[Chain, Listener]:
         asked, listener, wire = call(stream=stream), Listener(), HttpWire()
@@ -116,5 +116,5 @@ def test_replies_are_given_back_when_they_are_read(stream: bool) -> None:
 def test_a_reply_has_a_limit_of_its_own() -> None:
     """Also one that would fit into what a request may keep."""
     large = {"error": {"message": "x" * 60_000, "type": "server_error"}}
-    chain, _ = run(says(503, large), answers("well"), reply=50_000)
+    chain, _ = run(says(503, large), answers("well"), reply_bytes=50_000)
     assert reasons(chain) == {"too_large"}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Serve, Served, until
 from tests.lab import upstream
-from tests.lab.endpoints import by_path, chats, embeds, responds, sends_messages
+from tests.lab.endpoints import by_path, chats, embeds, responds, response, sends_messages, typed
 from tests.lab.hosts import Hosts
 from tests.lab.upstream import Upstream, answers, says
 from tests.test_gateway import LOCAL_LAST, routed
@@ -92,6 +92,12 @@ def test_a_failure_before_a_byte_is_the_next_rungs(serve: Serve, hosts: Hosts) -
         assert answer.json()["sive"]["degraded"] is True
 
 
+def test_embeddings_are_no_stream(serve: Serve, hosts: Hosts) -> None:
+    """Whatever a caller asks for: there is nothing to stream."""
+    served = serve(routed(hosts.add(by_path({"/embeddings": embeds}))))
+    assert ask(served, "embeddings", stream=True).json()["data"]
+
+
 def test_a_404_is_remembered(serve: Serve, hosts: Hosts) -> None:
     """A host that has no such endpoint is asked once, then passed over; its chat is left alone."""
     able = by_path({"/embeddings": embeds, "/messages": sends_messages("a")})
@@ -103,6 +109,51 @@ def test_a_404_is_remembered(serve: Serve, hosts: Hosts) -> None:
     assert [seen.path for seen in without.seen] == ["/v1/embeddings", "/v1/messages"]
     chat = httpx2.post(f"{served.url}/v1/chat/completions", json={"model": "m", "messages": HI}, timeout=30)
     assert chat.headers["x-sive-backend"] == "b0"
+
+
+def test_any_way_to_say_that_there_is_no_such_page_is_understood(serve: Serve, hosts: Hosts) -> None:
+    """Plain text, an empty body, a wrong method, another sive's 501: none counts against the host's chat."""
+
+    async def plain(exchange: upstream.Exchange) -> None:
+        await exchange.head(404, "text/plain")
+        await exchange.piece(b"404 page not found")
+        await exchange.end()
+
+    lacking = {"error": {"message": "no backend of 'm0' has it", "code": "not_implemented"}}
+    ways = (plain, says(405, {"detail": "Method Not Allowed"}), says(501, lacking))
+    able = hosts.add(by_path({"/embeddings": embeds}))
+    chat = {"/chat/completions": answers("a")}
+    made = [hosts.add(by_path(chat, otherwise=way)) for way in ways]
+    served = serve(routed(*made, able))
+    for _ in range(4):
+        assert ask(served, "embeddings").headers["x-sive-backend"] == "b3"
+    assert [len(host.seen) for host in made] == [1, 1, 1]
+    assert served.get("/ready").json()["models"]["m"][0]["ready"] is True
+
+
+def test_a_model_that_is_unknown_is_no_missing_page(serve: Serve, hosts: Hosts) -> None:
+    """The host is asked again once it has the model; its other models are left alone."""
+    unknown = says(404, {"error": {"message": "The model `m0` does not exist.", "code": 404}})
+    host, other = hosts.add(unknown), hosts.add(by_path({"/embeddings": embeds}))
+    served = serve(routed(host, other))
+    assert ask(served, "embeddings").headers["x-sive-backend"] == "b1"
+    host.manner = by_path({"/embeddings": embeds})
+    assert ask(served, "embeddings").headers["x-sive-backend"] == "b0"
+
+
+def test_what_a_response_goes_on_from_may_be_unknown(serve: Serve, hosts: Hosts) -> None:
+    """That is the caller's error, not a host without responses."""
+    unknown = says(404, {"error": {"message": "Response with id 'resp_1' not found.", "code": 404}})
+    host, other = hosts.add(unknown), hosts.add(by_path({"/responses": responds("a")}))
+    served = serve(routed(host, other))
+    answer = ask(served, "responses", previous_response_id="resp_1")
+    assert answer.status_code == 404
+    assert "resp_1" in answer.json()["error"]["message"]
+    host.manner = by_path({"/responses": responds("b")})
+    assert ask(served, "responses").headers["x-sive-backend"] == "b0"
+    assert other.seen == []
+    host.manner = chats("a")
+    assert ask(served, "responses", previous_response_id="resp_1").headers["x-sive-backend"] == "b1"
 
 
 def test_what_a_backend_is_said_to_have_not_is_not_asked(serve: Serve, hosts: Hosts) -> None:
@@ -210,7 +261,9 @@ def test_an_error_before_the_first_token_is_not_an_answer(serve: Serve, hosts: H
     async def fails(exchange: upstream.Exchange) -> None:
         if exchange.seen.body.get("stream"):
             await exchange.head()
-            await exchange.piece(b'event: error\ndata: {"type":"error","message":"http://inner key-1"}\n\n')
+            await typed(exchange, {"type": "error", "message": "http://inner key-1"})
+            end = {"type": "response.completed", "response": response(exchange, "completed", "key-1")}
+            await typed(exchange, end)
             await exchange.end()
         else:
             await exchange.json({"error": {"message": "http://inner key-1"}})

@@ -673,6 +673,9 @@ def test_an_open_host_without_keys_refuses_to_start(tmp_path: Path) -> None:
             "enabled = false",
         ),
         ("[gateway]\napi_keys_env = 5\n", "gateway.api_keys_env"),
+        ('[gateway]\ncors_origins = ["null"]\n', "'null' is no origin of a page: write scheme://host"),
+        ('[gateway]\ncors_origins = ["https://page.example/"]\n', "without a path"),
+        ('[[backend]]\nname = "a"\nurl = "http://x"\nendpoints = ["chat"]\n', "endpoints"),
         ('[engine]\nmodel = "x"\nadapters = "nowhere.toml"\n', "nowhere.toml"),
     ],
 )

@@ -286,14 +286,13 @@ def test_a_body_that_nobody_takes_is_not_buffered_without_end() -> None:
     assert total < 64_000_000
 
 
-def test_a_compressed_reply_is_read_or_refused() -> None:
-    """It was not asked for: aiohttp reads it all the same, the plain wire says what it is."""
+@pytest.mark.parametrize("wire", [AiohttpWire, PlainWire])
+def test_a_compressed_reply_is_refused(wire: type[Wire]) -> None:
+    """It was not asked for, and a few bytes may unpack to any number."""
     packed = gzip.compress(b"hello")
     reply = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
-    with Upstream(raw(reply)) as host:
-        assert run(AiohttpWire, lambda wire: fetch(wire, post(host)))[2] == b"hello"
-        with pytest.raises(LostError, match="content-encoding gzip"):
-            run(PlainWire, lambda wire: fetch(wire, post(host)))
+    with Upstream(raw(reply)) as host, pytest.raises(LostError, match="content-encoding gzip"):
+        run(wire, lambda made: fetch(made, post(host)))
 
 
 class Taker:

@@ -133,7 +133,7 @@ class Direct:
         """Some of its answer."""
         self._pieces.append(data)
         self._size += len(data)
-        limit = self._policy.limits.reply
+        limit = self._policy.limits.reply_bytes
         if self._size > limit:
             self._hand_over(LostError("too_large", f"a reply of more than {limit} bytes"))
 

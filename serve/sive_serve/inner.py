@@ -50,7 +50,7 @@ class Inner:
         self.waiting_bytes = 0
         self._has_ended = False
         self._is_cut = False
-        self._max_bytes = gateway.policy.limits.held
+        self._max_bytes = gateway.policy.limits.held_bytes
         self._arrived = asyncio.Event()
         gateway.answer(self, dumps(body))
 

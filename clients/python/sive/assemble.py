@@ -92,7 +92,7 @@ def clocks(settings: Settings) -> Clocks:
 
 def limits(settings: Settings) -> Limits:
     """How much a backend may send, and a request may keep."""
-    return Limits(reply=settings.gateway.max_reply_bytes, held=settings.gateway.max_held_bytes)
+    return Limits(settings.gateway.max_reply_bytes, settings.gateway.max_held_bytes)
 
 
 def build_table(

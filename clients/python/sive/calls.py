@@ -80,7 +80,7 @@ def parse(endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Call:
         endpoint=endpoint,
         model=model,
         body=body,
-        stream=bool(body.get("stream")),
+        stream=bool(body.get("stream")) and endpoint != "embeddings",
         wants_usage=bool(options.get("include_usage")),
         prompts=prompts,
         prompt_bytes=prompt_bytes,

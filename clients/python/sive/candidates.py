@@ -81,7 +81,8 @@ class Candidates:
         """Who could be asked beside this one: the next rungs of the same voice, if they cost nothing."""
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
-            if not rung.is_degraded and not rung.backend.quota and self._health.rest(rung, self.now) is None:
+            is_wanted = not rung.is_degraded and not rung.backend.quota and self._can_be_asked(rung)
+            if is_wanted and self._health.rest(rung, self.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:

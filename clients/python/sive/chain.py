@@ -42,7 +42,7 @@ from sive.report import Report
 from sive.resume import Plan
 from sive.rewrite import Diverged, Limited, RewritingRelay, Voice, carrying_on
 from sive.routes import Model, Rung
-from sive.through import THROUGH
+from sive.through import THROUGH, is_about_the_past
 from sive.transcript import Transcript
 from sive.typed_relay import TypedRelay
 from sive.words import Told, Words
@@ -105,7 +105,7 @@ class Chain:
         self._now = now
         self._deadline = now + policy.clocks.deadline_s
         self._beat_at = now + policy.clocks.head_s
-        self.budget = Budget(policy.limits.held)
+        self.budget = Budget(policy.limits.held_bytes)
         self._gathered_bytes = 0
         self._do: list[Command] = []
         self._attempts = Attempts(call, policy, health, self.report, self._do, is_probe=is_probe)
@@ -259,14 +259,12 @@ class Chain:
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
         elif self._lacks_endpoint(attempt, head, body):
-            self._ask_otherwise(attempt)
+            self._ask_otherwise(attempt, head, body)
         elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
             self._attempts.reopen(attempt, self._now, self._candidates.first(rung))
         elif verdict.follow == "callers_answer" and attempt.plan.level is None:
-            self._attempts.drop(attempt)
-            kept = words.of_the_callers_own_error(headers)
-            self._say(rung, (head.status, passed_on(head.status, body), kept))
+            self._callers_own(attempt, head, body)
         elif verdict.follow == "too_long":
             self._too_long = self._too_long or said
             self._candidates.was_too_long_for(rung)
@@ -277,13 +275,23 @@ class Chain:
             own = said if rung.backend.is_local else reason_in_body(headers, body, rung.model)
             self._failed(attempt, f"http_{head.status}", f"{what}: {own}" if own else what, verdict)
 
+    def _callers_own(self, attempt: Attempt, head: Head, body: bytes) -> None:
+        """Their request is wrong: the error goes back as it came."""
+        self._attempts.drop(attempt)
+        kept = words.of_the_callers_own_error(head.headers)
+        self._say(attempt.rung, (head.status, passed_on(head.status, body), kept))
+
     def _lacks_endpoint(self, attempt: Attempt, head: Head, body: bytes) -> bool:
+        """Is there no such page, or nothing there to go on from?"""
         is_through = attempt.plan.request.endpoint in THROUGH
         return is_through and self._policy.lacks_endpoint(head.status, dict(head.headers), body)
 
-    def _ask_otherwise(self, attempt: Attempt) -> None:
+    def _ask_otherwise(self, attempt: Attempt, head: Head, body: bytes) -> None:
         """It has no such endpoint: a chat completion may do as well."""
         rung, asked = attempt.rung, self._call.asked
+        if is_about_the_past(asked.body, body):
+            self._callers_own(attempt, head, body)
+            return
         self._health.learn_lack(rung, asked.endpoint, self._now)
         if self._call.origin is not None:
             self._attempts.reopen(attempt, self._now, self._candidates.first(rung))

@@ -2,10 +2,10 @@
 
 from sive.protocol import Json, choices_of
 
-FAILURES = frozenset({"error", "response.failed"})
+FAILURES = ("error", "response.failed")
 """Types of events that say a failure; OpenAI's responses and Anthropic's messages have types."""
 
-ENDS = frozenset({"message_stop", "response.completed", "response.incomplete"})
+ENDS = ("message_stop", "response.completed", "response.incomplete")
 """Types of the events that end an answer."""
 
 

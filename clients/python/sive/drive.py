@@ -364,8 +364,8 @@ class _Attempt:
         self._driver.budget.take(len(data))
         self._held_bytes += len(data)
         self._body += data
-        if len(self._body) > self._driver.limits.reply:
-            raise LostError("too_large", f"more than {self._driver.limits.reply} bytes")
+        if len(self._body) > self._driver.limits.reply_bytes:
+            raise LostError("too_large", f"more than {self._driver.limits.reply_bytes} bytes")
 
     def _drop_body(self) -> None:
         self._driver.budget.give_back(self._held_bytes)

@@ -170,6 +170,10 @@ def _object(value: object) -> Json | None:
 
 def reply(status: int, payload: Json, headers: dict[str, str]) -> list[Command]:
     """One JSON object."""
-    body = dumps(payload)
+    return reply_bytes(status, dumps(payload), headers)
+
+
+def reply_bytes(status: int, body: bytes, headers: dict[str, str]) -> list[Command]:
+    """One JSON object that is written already."""
     length = {"content-length": str(len(body))}
     return [Begin(status, JSON_HEADERS | headers | length), End(body)]

@@ -68,15 +68,15 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes.
+    """How much is read, and kept.
 
-    ``reply``: of what a backend may send in one piece. ``held``: of all that one request keeps in memory,
-    over all attempts: replies, what came before a first token, an answer that is put together or that could
-    be carried on.
+    ``reply_bytes``: of what a backend may send in one piece. ``held_bytes``: of all that one request keeps in
+    memory, over all attempts: replies, what came before a first token, an answer that is put together or that
+    could be carried on.
     """
 
-    reply: int = 32_000_000
-    held: int = 64_000_000
+    reply_bytes: int = 32_000_000
+    held_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Policy:
 
     def lacks_endpoint(self, status: int, headers: dict[str, str], body: bytes) -> bool:
         """Does this reply say that the host has no such endpoint, rather than no such model?"""
-        if status not in LACKING or not _looks_like_json(headers, body):
+        if status not in LACKING or "html" in headers.get("content-type", ""):
             return False  # a proxy's page says nothing of the host behind it
         return not any(word in error_text(body) for word in UNKNOWN_MODEL_WORDS)
 

@@ -12,6 +12,9 @@ SYSTEM_FIELDS: dict[Endpoint, str] = {"messages": "system", "responses": "instru
 ELSEWHERE = ("background", "conversation", "store")
 """Fields by which an answer leaves something behind at its backend."""
 
+_CALLERS_OWN = ("function", "custom")
+"""Tools that the caller runs."""
+
 
 def input_bytes(body: Json) -> int:
     """The size of ``input``, of the longest one where there are several.
@@ -35,7 +38,10 @@ def leaves_something(body: Json) -> bool:
     return any(body.get(name) for name in ELSEWHERE) or any(kind not in _CALLERS_OWN for kind in kinds)
 
 
-_CALLERS_OWN = frozenset({"function", "custom"})
+def is_about_the_past(body: Json, reply: bytes) -> bool:
+    """Does a refusal name what the request would go on from, and only another backend may have?"""
+    names = (body.get("previous_response_id"), body.get("conversation"))
+    return any(isinstance(name, str) and name.encode() in reply for name in names if name)
 
 
 def lacking(endpoint: Endpoint, model: str, problem: RequestError | None) -> RequestError:

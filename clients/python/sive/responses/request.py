@@ -27,7 +27,7 @@ WITHOUT_EFFECT = frozenset(
 )
 """What is read elsewhere, or changes nothing of a text; nothing is stored here, which the answer says."""
 
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+_TEXT_PARTS = ("input_text", "output_text", "text")
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 """``developer`` is OpenAI's alone: other models' templates know ``system``."""
 

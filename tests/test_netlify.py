@@ -335,6 +335,50 @@ def test_the_gateway_stands_in_for_the_old_space(folder: Path) -> None:
         assert told["whole"]
 
 
+@contextlib.contextmanager
+def in_deno(folder: Path, gateways: str) -> Iterator[Site]:
+    """The edge function in the runtime that Netlify runs it in, with the rights that it has there."""
+    deno = PLACES / "deno" / "node_modules" / "@deno" / "linux-x64-glibc" / "deno"
+    if not IN_CI and not deno.exists():
+        pytest.skip("tests/install_callers.sh deno installs it")
+    given = {
+        "SIVE_GATEWAY_URLS": gateways,
+        "SIVE_API_KEY": KEY,
+        "DENO_DIR": str(folder),
+        "DENO_NO_UPDATE_CHECK": "1",
+    }
+    command = [str(deno), "run", "--allow-env", "--allow-net=127.0.0.1", "--no-remote", "--quiet"]
+    with running([*command, str(CALLERS / "edge.mjs")], folder, **given) as url:
+        yield Site(url)
+
+
+def test_the_edge_function_runs_in_deno(folder: Path, served: Served) -> None:
+    """A stream, the models, the refusals, and no file of the machine is read."""
+    with in_deno(folder, f"http://127.0.0.1:9,{served.url}") as page:
+        answer = page.ask()
+        assert len(text(events(answer))) > 20
+        assert answer.headers["x-sive-backend"] == "local"
+        assert page.get("/v1/models").json()["data"][0]["id"] == "spinoza"
+        assert page.get("/ready").json()["ready"] is True
+        assert page.get("/v1/nothing").json()["error"]["code"] == "unknown_url"
+        foreign = page.post("/v1/chat/completions", {}, origin="https://evil.example")
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_origin")
+
+
+def test_in_deno_a_page_that_leaves_ends_the_work(folder: Path) -> None:
+    """The body is passed on by the runtime itself, and so is that nobody reads it any more."""
+    with (
+        Upstream(upstream.talks_forever) as host,
+        gateway(folder, routed(host)) as served,
+        in_deno(folder, served.url) as page,
+    ):
+        body, headers = {"model": "m", "messages": HI, "stream": True}, {"origin": page.url}
+        url = f"{page.url}/v1/chat/completions"
+        with httpx2.stream("POST", url, json=body, headers=headers, timeout=30) as stream:
+            assert any("content" in line for line in stream.iter_lines())
+        until(lambda: host.seen[-1].left_at is not None, what="the backend's end")
+
+
 @pytest.fixture(scope="module")
 def netlifys_own(folder: Path, served: Served) -> Iterator[Site]:
     """The folder in Netlify's own local runtime, offline."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
-from sive.candidates import MAX_BYTES_PER_TOKEN
+from sive.candidates import MAX_BYTES_PER_TOKEN, goes_on
 from sive.chain import Chain
 from sive.drive import MAX_REPLY_BYTES, Caller, Driver
 from sive.errors import LostError
@@ -40,6 +40,8 @@ def is_direct(call: Call, model: Model, health: Health, now: float) -> bool:
     rung = model.rungs[0]
     backend = rung.backend
     if not isinstance(backend, OpenAIBackend) or backend.is_local or rung.is_degraded:
+        return False
+    if not goes_on(call, rung):
         return False
     context = backend.context_tokens
     is_too_long = context is not None and call.prompt_bytes > context * MAX_BYTES_PER_TOKEN

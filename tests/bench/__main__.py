@@ -10,7 +10,19 @@ from tests.bench.effort import SHORT, Effort
 from tests.bench.processes import ROOT, Missing
 from tests.bench.report import Section, write
 
-GROUPS = ("gateway", "failover", "lag", "soak", "local", "memory", "start", "adapters", "checks", "changes")
+GROUPS = (
+    "gateway",
+    "failover",
+    "lag",
+    "soak",
+    "local",
+    "memory",
+    "start",
+    "adapters",
+    "checks",
+    "changes",
+    "page",
+)
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 

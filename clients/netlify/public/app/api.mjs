@@ -6,9 +6,11 @@
  * function: `/api/chat` of the page's own host.
  */
 
-import { cancel, models, SiveError, streamChat } from "./sive.mjs";
+import { boot } from "./chat.mjs";
+import { models, SiveError, streamChat } from "./sive.mjs";
 
 const EARLY_MS = 30_000;
+const AGAIN_MS = 3000;
 const KEY = "sive/key";
 
 /** @typedef {{way: string, url: string, chatUrl?: string}} Place */
@@ -44,9 +46,21 @@ export class Api {
     return this.place.way !== "direct";
   }
 
-  /** @param {Omit<Parameters<typeof streamChat>[0], "url" | "key">} chat */
+  /**
+   * An answer; while an engine starts and nobody else is there, it is asked again and again.
+   *
+   * @param {Omit<Parameters<typeof streamChat>[0], "url" | "key">} chat
+   */
   async *chat(chat) {
-    yield* streamChat({ ...chat, ...this.place, key: await this.#key() });
+    for (;;) {
+      try {
+        return yield* streamChat({ ...chat, ...this.place, key: await this.#key() });
+      } catch (error) {
+        if (!(error instanceof SiveError) || error.status !== 503 || !boot(error.message)) throw error;
+        chat.onWaiting?.(error.message);
+        await pause(AGAIN_MS, chat.signal);
+      }
+    }
   }
 
   async models() {
@@ -85,4 +99,12 @@ export class Api {
   }
 }
 
-export { cancel, SiveError };
+/** @param {number} ms @param {AbortSignal} [signal] @returns {Promise<void>} Rejects when it is aborted. */
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+}
+
+export { SiveError };

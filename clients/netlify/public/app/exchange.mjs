@@ -4,7 +4,7 @@ import { boot, isDegraded, isOpen, seams } from "./chat.mjs";
 import { Document, marked } from "./markdown.mjs";
 import { action, drawing, portrait } from "./parts.mjs";
 import { element, Rendering } from "./render.mjs";
-import { seconds } from "./words.mjs";
+import { doing, seconds } from "./words.mjs";
 
 /**
  * @import {Turn} from "./chat.mjs"
@@ -91,19 +91,20 @@ export class Exchange {
 
   /** @returns {Node[]} */
   #waits() {
-    const { say, voice } = this.setting;
+    const { say, voice, language } = this.setting;
     const booting = boot(this.turn.waiting);
     if (!booting) {
       return [element("p", { className: "thinking" }, say("thinking", voice), element("span", { className: "dots", "aria-hidden": "true" }))];
     }
-    const { phase, forS, leftS } = booting;
+    const { forS, leftS } = booting;
+    const phase = doing(language, booting.phase);
     const left = leftS === null ? "" : ` ${say("left", { seconds: leftS })}`;
     return [
       element(
         "div",
         { className: "booting" },
         element("p", {}, element("strong", {}, say("booting", voice))),
-        element("progress", leftS === null ? { "aria-label": phase } : { "aria-label": phase, max: forS + leftS || 1, value: forS }),
+        element("progress", leftS === null ? { "aria-label": say("booting", voice) } : { "aria-label": say("booting", voice), max: forS + leftS || 1, value: forS }),
         element("p", { className: "quiet" }, say("phase", { phase }) + left),
       ),
     ];
@@ -127,7 +128,7 @@ export class Exchange {
 
   #badge() {
     const { say, language } = this.setting;
-    const names = this.turn.voices.map(({ backend }) => backend);
+    const names = this.turn.voices.map(({ backend }) => backend).filter((name, at, all) => name !== all[at - 1]);
     const took = this.turn.tookMs === null ? [] : [say("seconds", { seconds: seconds(language, this.turn.tookMs) })];
     const text = [names.join(" → "), ...took].filter(Boolean).join(" · ");
     return element("span", { className: "badge" }, text);

@@ -9,7 +9,7 @@ import { Rail } from "./rail.mjs";
 import { element } from "./render.mjs";
 import { PREFIX, storage, Store } from "./store.mjs";
 import { voice } from "./voices.mjs";
-import { language, speaking } from "./words.mjs";
+import { doing, language, speaking } from "./words.mjs";
 
 /**
  * @import {Happening, Turn} from "./chat.mjs"
@@ -56,7 +56,7 @@ class Page {
   async start() {
     this.theme(this.kept.getItem("sive/theme"));
     this.translate();
-    this.question.focus();
+    this.focus();
     await this.meet();
     const last = this.store.get(this.kept.getItem("sive/current") ?? "");
     if (last && this.models.some(({ id }) => id === last.model)) this.show(last);
@@ -88,7 +88,10 @@ class Page {
     part("theme", HTMLButtonElement).addEventListener("click", () => this.turnTheme());
     part("save", HTMLButtonElement).addEventListener("click", () => this.save());
     part("clear", HTMLButtonElement).addEventListener("click", () => this.clear());
-    addEventListener("pagehide", () => this.keep());
+    addEventListener("pagehide", () => {
+      this.stop();
+      this.keep();
+    });
     addEventListener("storage", (event) => this.otherTab(event.key));
   }
 
@@ -136,7 +139,12 @@ class Page {
     const known = this.models.find(({ id }) => id === model) ?? this.models[0];
     this.show(fresh(known?.id ?? ""));
     this.rail.toggle(false);
-    this.question.focus();
+    this.focus();
+  }
+
+  /** To where one types; not where that would bring up a keyboard nobody asked for. */
+  focus() {
+    if (!matchMedia("(hover: none)").matches) this.question.focus();
   }
 
   /** @param {string} id */
@@ -205,8 +213,11 @@ class Page {
   send() {
     const text = this.question.value.trim();
     if (!text || this.running) return;
-    if (this.isEditing) this.dropLast();
-    this.edit(false, "");
+    this.question.value = "";
+    if (this.isEditing) {
+      this.dropLast();
+      this.edit(false);
+    }
     this.ask(text);
   }
 
@@ -308,12 +319,9 @@ class Page {
     this.running = null;
   }
 
-  /** @param {boolean} on @param {string} [text] What is typed when it ends; as it was before by default. */
-  edit(on, text = this.draft) {
-    if (on === this.isEditing) {
-      if (!on && text !== this.draft) this.question.value = text;
-      return;
-    }
+  /** @param {boolean} on Rewrite the last question; when that ends, what was typed before comes back. */
+  edit(on) {
+    if (on === this.isEditing) return;
     this.isEditing = on;
     const last = this.exchanges.at(-1);
     last?.root.classList.toggle("edited", on);
@@ -324,8 +332,7 @@ class Page {
       this.question.focus();
       this.question.setSelectionRange(this.question.value.length, this.question.value.length);
     } else {
-      this.question.value = text;
-      this.draft = "";
+      this.question.value = this.draft;
       this.hush();
     }
     this.grow();
@@ -365,7 +372,10 @@ class Page {
   /** @param {Conversation} [conversation] */
   keep(conversation = this.conversation) {
     this.keptMs = Date.now();
-    if (!conversation.turns.length) return;
+    if (!conversation.turns.length) {
+      this.store.remove(conversation.id);
+      return;
+    }
     conversation.changedMs = this.keptMs;
     if (!this.store.put(conversation)) this.warn(this.say("full"));
   }
@@ -420,7 +430,7 @@ class Page {
     const booting = boot(own.resting ?? "");
     const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
     state.textContent = booting
-      ? `${this.say("booting", this.voice)} · ${this.say("phase", booting)}${left}`
+      ? `${this.say("booting", this.voice)} · ${this.say("phase", { phase: doing(this.language, booting.phase) })}${left}`
       : this.say("resting", this.voice);
   }
 

@@ -17,7 +17,7 @@ const KNOWN = {
     name: "Spinoza",
     en: {
       line: "Grinder of lenses. God, or Nature.",
-      questions: ["What is joy?", "Are we free, or do we only not know our causes?", "Why should I not fear death?"],
+      questions: ["What is joy?", "Are we free, or only unaware of what moves us?", "Why should I not fear death?"],
     },
     fr: {
       line: "Polisseur de lentilles. Dieu, c’est-à-dire la Nature.",
@@ -68,7 +68,7 @@ export function voice(model, language) {
     id: model.id,
     name: short.charAt(0).toUpperCase() + short.slice(1),
     portrait: "",
-    line: model.parent ?? model.id,
+    line: model.parent ?? "",
     questions: KNOWN.local[language].questions,
   };
 }

@@ -34,7 +34,7 @@ const EN = {
   you: "You",
   thinking: "{name} is thinking",
   booting: "{name} is waking up",
-  phase: "The engine is {phase}.",
+  phase: "The engine {phase}.",
   left: "About {seconds} s left.",
   resting: "{name} is not reachable at the moment: whoever answers instead will say so.",
   seconds: "{seconds} s",
@@ -96,7 +96,7 @@ const FR = {
   you: "Vous",
   thinking: "{name} réfléchit",
   booting: "{name} se réveille",
-  phase: "Le moteur : {phase}.",
+  phase: "Le moteur {phase}.",
   left: "Encore {seconds} s environ.",
   resting: "{name} est injoignable pour l’instant : qui répond à sa place le dira.",
   seconds: "{seconds} s",
@@ -128,6 +128,35 @@ const FR = {
 
 /** @type {Record<Language, Record<Word, string>>} */
 export const WORDS = { en: EN, fr: FR };
+
+/**
+ * What an engine does while it starts, by the names that sive has for it.
+ *
+ * @type {Record<Language, Record<string, string>>}
+ */
+const PHASES = {
+  en: {
+    fetching: "is fetching its weights",
+    starting: "is starting",
+    loading: "is loading its weights",
+    compiling: "is compiling",
+    adapters: "is loading its adapters",
+    probing: "is trying itself out",
+    failed: "failed and starts again",
+  },
+  fr: {
+    fetching: "télécharge ses poids",
+    starting: "démarre",
+    loading: "charge ses poids",
+    compiling: "se compile",
+    adapters: "charge ses adaptateurs",
+    probing: "s’essaie",
+    failed: "a échoué et redémarre",
+  },
+};
+
+/** @param {Language} language @param {string} phase As sive calls it; an unknown one is shown as it is. */
+export const doing = (language, phase) => PHASES[language][phase] ?? `: ${phase}`;
 
 /** @param {string | null} kept What was chosen before @param {readonly string[]} preferred @returns {Language} */
 export function language(kept, preferred) {

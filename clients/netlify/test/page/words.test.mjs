@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { voice } from "../../public/app/voices.mjs";
-import { language, seconds, speaking, WORDS } from "../../public/app/words.mjs";
+import { doing, language, seconds, speaking, WORDS } from "../../public/app/words.mjs";
 
 const HTML = readFileSync(new URL("../../public/index.html", import.meta.url), "utf8");
 
@@ -27,6 +27,11 @@ test("the language is the one chosen, else the reader's, else English", () => {
   assert.equal(language(null, ["de", "fr", "en"]), "fr");
   assert.equal(language("xx", ["de"]), "en");
   assert.equal(language(null, []), "en");
+});
+
+test("what an engine does is said in the reader's words, and a new phase as it is called", () => {
+  assert.equal(speaking("fr")("phase", { phase: doing("fr", "loading") }), "Le moteur charge ses poids.");
+  assert.equal(doing("en", "dreaming"), ": dreaming");
 });
 
 test("blanks are filled with what is given, as text", () => {

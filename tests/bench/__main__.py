@@ -22,6 +22,7 @@ GROUPS = (
     "checks",
     "changes",
     "page",
+    "netlify",
 )
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

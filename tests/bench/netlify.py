@@ -1,7 +1,6 @@
-"""What Netlify's functions add to the first byte, each in the runtime that it is for, here on this machine."""
+"""What Netlify's functions add to the first byte, each in the runtime that it is for."""
 
 import http.client
-import json
 import statistics
 import sys
 import time
@@ -9,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import servers
+from tests.bench import bodies, native, servers
 from tests.bench.effort import Effort
 from tests.bench.processes import CACHE, KEY, ROOT, Missing, clean_environment, running, wait_for_text
 from tests.bench.report import Figure, Section
-from tests.lab.upstream import Upstream, answers
 
 QUESTIONS = 60
 """Of each way in each round, which take turns."""
@@ -28,14 +26,14 @@ probe = "passive"
 [model.m]
 route = [{{ backend = "lab", model = "lab" }}]
 """
-BODY = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "?" * 2000}]})
 
 
 class Way:
     """One way to the gateway, on a connection that is kept."""
 
-    def __init__(self, port: int, path: str) -> None:
+    def __init__(self, port: int, path: str, body: bytes) -> None:
         self.path = path
+        self.body = body
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         self._headers = {"content-type": "application/json", "origin": f"http://127.0.0.1:{port}"}
         self._headers["authorization"] = f"Bearer {KEY}"
@@ -43,7 +41,7 @@ class Way:
     def first_byte_s(self) -> float:
         """From the question to the first byte of the answer's body."""
         asked_at = time.monotonic()
-        self._connection.request("POST", self.path, BODY, self._headers)
+        self._connection.request("POST", self.path, self.body, self._headers)
         reply = self._connection.getresponse()
         if reply.status != 200 or not reply.read(1):
             raise Missing(f"{self.path} answers HTTP {reply.status}")
@@ -53,14 +51,15 @@ class Way:
 
 
 def measure(effort: Effort) -> Section:
-    """Ask the gateway by itself, through the streaming function under Node, and the edge function under Deno."""
+    """Ask the gateway by itself, through the function under Node, and the edge function under Deno."""
     section = Section("netlify")
     if not DENO.exists():
         raise Missing("Deno is not there: tests/install_callers.sh deno")
     added: dict[str, list[float]] = {"function": [], "edge": []}
     direct_s: list[float] = []
-    with Upstream(answers("Deus ", "sive ", "Natura")) as host:
-        config = CONFIG.format(url=host.url)
+    body = bodies.chat("netlify", "m", stream=True, knobs="[n=3]").read_bytes()
+    with servers.upstream(native.build("upstream"), core=None) as host:
+        config = CONFIG.format(url=f"http://127.0.0.1:{host.port}/v1")
         with servers.sive(config, name="sive-netlify", SIVE_API_KEYS=KEY) as sive:
             given = {
                 "SIVE_GATEWAY_URLS": f"127.0.0.1:{sive.port}",
@@ -72,9 +71,9 @@ def measure(effort: Effort) -> Section:
             deno = [DENO, "run", *rights, ROOT / "tests" / "callers" / "edge.mjs"]
             with _site("function", node, given) as functions, _site("edge", deno, given) as edges:
                 ways = {
-                    "direct": Way(sive.port, "/v1/chat/completions"),
-                    "function": Way(functions, "/api/chat"),
-                    "edge": Way(edges, "/v1/chat/completions"),
+                    "direct": Way(sive.port, "/v1/chat/completions", body),
+                    "function": Way(functions, "/api/chat", body),
+                    "edge": Way(edges, "/v1/chat/completions", body),
                 }
                 _round(ways, 20)  # both runtimes compile what is hot
                 for number in range(effort.rounds):

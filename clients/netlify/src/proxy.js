@@ -25,7 +25,6 @@ const REQUEST_ID = /^[A-Za-z0-9._:-]{1,128}$/;
  * @property {Response} response
  * @property {Uint8Array<ArrayBuffer> | null} body
  * @property {number} endsAtMs When the function's time is up.
- * @property {AbortSignal} signal The page left, where Netlify says so.
  * @property {() => void} cancel Tells the gateway that nobody wants the answer any more.
  */
 
@@ -103,7 +102,7 @@ export function proxy({ routes, headMs, relay, env = environment, limiter = new 
       context?.waitUntil?.(told.catch(() => {}));
       told.catch(() => {}); // the answer had ended before, or the gateway is gone
     };
-    return relay({ response, body, endsAtMs: begunAtMs + given.wallMs, signal: request.signal, cancel });
+    return relay({ response, body, endsAtMs: begunAtMs + given.wallMs, cancel });
   };
 }
 

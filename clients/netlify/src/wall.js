@@ -41,10 +41,8 @@ class Walled {
 
   /** @param {ReadableStreamDefaultController<Uint8Array>} controller */
   start(controller) {
-    const { endsAtMs, signal } = this.asked;
+    const { endsAtMs } = this.asked;
     this.#timer = setTimeout(() => this.#end(controller, this.told.atTheWall()), Math.max(0, endsAtMs - Date.now()));
-    // Netlify may tell of a page that left in either way, or not at all.
-    signal.addEventListener("abort", () => this.#end(controller, ""), { once: true });
   }
 
   /** @param {ReadableStreamDefaultController<Uint8Array>} controller */
@@ -63,6 +61,7 @@ class Walled {
     }
   }
 
+  /** The page left. Netlify may tell so here, by the request's signal, which ends the body, or not at all. */
   cancel() {
     this.#stop();
   }

@@ -28,11 +28,13 @@ export function place(meta) {
 export class Api {
   /** @type {{token: string, untilMs: number} | null} */
   #token = null;
+  #tellsStatus;
 
   /** @param {Place} place @param {Pick<Storage, "getItem" | "setItem">} session */
   constructor(place, session) {
     this.place = place;
     this.session = session;
+    this.#tellsStatus = place.way === "edge";
   }
 
   /** @param {string} key */
@@ -67,15 +69,20 @@ export class Api {
     return models({ url: this.place.url, key: await this.#key() });
   }
 
-  /** What each rung could do now, where the gateway is near enough to say. @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>} */
-  async ready() {
-    if (this.place.way === "function") return {};
+  /**
+   * The rungs of each model and whether they could answer now, where a gateway is near enough to say.
+   *
+   * @returns {Promise<Record<string, {rungs: {backend: string, ready: boolean, resting?: string}[]}>>}
+   */
+  async status() {
+    if (!this.#tellsStatus) return {};
     try {
       const key = await this.#key();
       const headers = new Headers(key ? { authorization: `Bearer ${key}` } : {});
-      const response = await fetch(this.place.url.replace(/v1$/, "ready"), { headers });
+      const response = await fetch(this.place.url.replace(/v1$/, "status"), { headers });
       return (await response.json()).models ?? {};
     } catch {
+      this.#tellsStatus = false; // a site in front of it that does not pass this on
       return {};
     }
   }
@@ -103,7 +110,9 @@ export class Api {
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+    const end = () => (clearTimeout(timer), reject(signal?.reason));
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end, { once: true });
   });
 }
 

@@ -422,8 +422,9 @@ class Page {
   /** Is the chosen voice there, or is it only waking up? */
   async look() {
     if (document.hidden || this.exchanges.length || !this.conversation.model) return;
-    const rungs = (await this.api.ready())[this.conversation.model] ?? [];
-    const [own] = rungs;
+    const model = this.conversation.model;
+    const own = (await this.api.status())[model]?.rungs[0];
+    if (model !== this.conversation.model) return;
     const state = part("state", HTMLElement);
     state.hidden = !own || own.ready;
     if (!own || own.ready) return;

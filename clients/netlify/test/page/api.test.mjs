@@ -69,12 +69,43 @@ test("a key that was typed is sent to the page's own host", async () => {
   api.use("k");
   const asked = await fetching(() => Response.json({ data: [], models: {} }), async () => {
     await api.models();
-    await api.ready();
+    await api.status();
   });
-  assert.deepEqual(asked, [["GET", "/v1/models", "Bearer k"], ["GET", "/ready", "Bearer k"]]);
+  assert.deepEqual(asked, [["GET", "/v1/models", "Bearer k"], ["GET", "/status", "Bearer k"]]);
 });
 
-test("a site without /ready, or with a page in its place, says nothing of readiness", async () => {
+test("a site that does not pass /status on is asked for it once", async () => {
   const api = new Api({ way: "edge", url: "/v1" }, session(null));
-  await fetching(() => new Response("<h1>404</h1>", { status: 404 }), async () => assert.deepEqual(await api.ready(), {}));
+  const asked = await fetching(() => new Response("<h1>404</h1>", { status: 404 }), async () => {
+    for (let time = 0; time < 3; time += 1) assert.deepEqual(await api.status(), {});
+  });
+  assert.equal(asked.length, 1);
+});
+
+test("while an engine starts and nobody else is there, it is asked again, and stops when told", async () => {
+  const error = { message: "no backend could answer for 'kant': engine: the engine is not ready (loading for 2 s, about 9 s left)", code: "no_backend" };
+  const api = new Api({ way: "edge", url: "https://g.example/v1" }, session(null));
+  const controller = new AbortController();
+  const waits = [];
+  const asked = await fetching(() => Response.json({ error }, { status: 503 }), async () => {
+    const run = async () => {
+      const onWaiting = (why) => {
+        waits.push(why);
+        controller.abort();
+      };
+      for await (const _ of api.chat({ model: "kant", messages: [], signal: controller.signal, onWaiting })) assert.fail();
+    };
+    await assert.rejects(run, { name: "AbortError" });
+  });
+  assert.deepEqual([waits, asked.length], [[error.message], 1]);
+});
+
+test("any other 503 is an error at once", async () => {
+  const api = new Api({ way: "edge", url: "https://g.example/v1" }, session(null));
+  await fetching(() => Response.json({ error: { message: "nobody", code: "no_backend" } }, { status: 503 }), async () => {
+    const run = async () => {
+      for await (const _ of api.chat({ model: "kant", messages: [] })) assert.fail();
+    };
+    await assert.rejects(run, { code: "no_backend" });
+  });
 });

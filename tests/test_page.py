@@ -1,5 +1,6 @@
 """The page in a real browser, before a real `sive serve` with its CPU model and scripted pods."""
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.conftest import ROOT, TINY, Serve, Served, launch, until
-from tests.lab import upstream
+from tests.lab import lighthouse, upstream
 from tests.lab.browser import Visit, browser, need, violations
 from tests.lab.manners import held
 from tests.lab.reciter import recites
@@ -22,6 +23,7 @@ JOY = (
     "La joie est le passage de l'homme d'une moindre à une plus grande perfection. "
     "Elle n'est jamais mauvaise par elle-même, et le sage ne pense à rien moins qu'à la mort."
 )
+IN_CI = os.environ.get("CI") == "true"
 ANSWER = ".answer .text"
 LOG = "[document.getElementById('log')]"
 Page = Any
@@ -467,6 +469,14 @@ def test_a_megabyte_leaves_the_page_alive(serve: Serve, visit: Visit, kind: str)
         assert page.evaluate("document.querySelector('.answer .text').textContent.length") > 500_000
         page.click("#fresh")
         assert page.locator(".turn").count() == 0
+
+
+@pytest.mark.skipif(not IN_CI and not lighthouse.PROGRAM.exists(), reason="install_callers.sh lighthouse")
+def test_lighthouse_has_little_to_say(plain: Served, tmp_path: Path) -> None:
+    """At least 95 wherever the clock has no say; how fast the page is, the benchmarks tell."""
+    verdict = lighthouse.judged(f"{plain.url}/", tmp_path)
+    for name in set(lighthouse.CATEGORIES) - {"performance"}:
+        assert verdict.scores[name] >= 95, verdict
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -379,7 +379,8 @@ def test_enter_sends_and_nothing_else_does(plain: Served, visit: Visit) -> None:
     ends(page)
 
 
-def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit) -> None:
+@pytest.mark.parametrize("how", ["wheel", "keys"])
+def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit, how: str) -> None:
     """The text goes on below, and a button leads back to its end."""
     long = "\n\n".join(f"Paragraphe {number}. {JOY}" for number in range(60))
     with Upstream(recites(long, pause_s=0.002)) as pod:
@@ -388,7 +389,10 @@ def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit) -> None:
         becomes(page, f"{LOG}.map(log => log.scrollHeight > 2 * log.clientHeight)[0]")
         becomes(page, f"{LOG}.map(log => log.scrollHeight - log.clientHeight - log.scrollTop < 80)[0]")
         page.hover("#log")
-        page.mouse.wheel(0, -400)
+        if how == "wheel":
+            page.mouse.wheel(0, -400)
+        else:
+            page.press("#log", "PageUp")
         page.wait_for_selector("#latest:not([hidden])")
         page.wait_for_timeout(200)  # until the wheel has come to rest
         top = page.evaluate("document.getElementById('log').scrollTop")
@@ -546,6 +550,20 @@ def test_two_tabs_share_what_they_keep(plain: Served, visit: Visit) -> None:
     one.hover("li:has-text('From the other')")
     one.click("li:has-text('From the other') .icon")
     becomes(other, "document.querySelectorAll('.past').length === 1")
+
+
+def test_what_is_deleted_while_it_is_answered_does_not_come_back(serve: Serve, visit: Visit) -> None:
+    """Neither on the page nor in the browser, and the pod is left."""
+    with Upstream(upstream.talks_forever) as pod:
+        page = visit.tab(f"{serve(pods(pod)).url}/")
+        ask(page, "Forget this")
+        page.wait_for_selector(".turn[data-status=streaming]")
+        page.hover("li:has(.past)")
+        page.click("#conversations .icon")
+        until(lambda: asked(pod)[0].left_at is not None, what="the pod being left")
+        page.reload()
+        page.wait_for_selector("#questions button")
+        assert page.locator(".past").count() == 0
 
 
 def test_conversations_can_be_exported_and_deleted(plain: Served, visit: Visit) -> None:

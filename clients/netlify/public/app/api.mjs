@@ -3,7 +3,7 @@
  *
  * edge: `/v1` of the page's own host, which is a sive itself or an edge function in front of one.
  * direct: the sive of `<meta name="sive-gateway">`, with a token that `/api/token` hands out for minutes.
- * function: `/api/chat` of the page's own host.
+ * function: `/api/chat` of the page's own host, with `/api/models` beside it.
  */
 
 import { boot } from "./chat.mjs";
@@ -18,23 +18,22 @@ const KEY = "sive/key";
 /** @param {(name: string) => string} meta @returns {Place} */
 export function place(meta) {
   const way = meta("sive-api") || "edge";
-  const own = { way, url: "/v1" };
   if (way === "direct") return { way, url: `${meta("sive-gateway").replace(/\/+$/, "").replace(/\/v1$/, "")}/v1` };
-  if (way === "function") return { ...own, chatUrl: "/api/chat" };
-  return own;
+  if (way === "function") return { way, url: "/api", chatUrl: "/api/chat" };
+  return { way, url: "/v1" };
 }
 
 /** A sive, with whatever opens it. */
 export class Api {
   /** @type {{token: string, untilMs: number} | null} */
   #token = null;
-  #tellsStatus;
+  #tellsReady;
 
   /** @param {Place} place @param {Pick<Storage, "getItem" | "setItem">} session */
   constructor(place, session) {
     this.place = place;
     this.session = session;
-    this.#tellsStatus = place.way === "edge";
+    this.#tellsReady = place.way === "edge";
   }
 
   /** @param {string} key */
@@ -72,17 +71,17 @@ export class Api {
   /**
    * The rungs of each model and whether they could answer now, where a gateway is near enough to say.
    *
-   * @returns {Promise<Record<string, {rungs: {backend: string, ready: boolean, resting?: string}[]}>>}
+   * @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>}
    */
-  async status() {
-    if (!this.#tellsStatus) return {};
+  async ready() {
+    if (!this.#tellsReady) return {};
     try {
       const key = await this.#key();
       const headers = new Headers(key ? { authorization: `Bearer ${key}` } : {});
-      const response = await fetch(this.place.url.replace(/v1$/, "status"), { headers });
+      const response = await fetch(this.place.url.replace(/v1$/, "ready"), { headers });
       return (await response.json()).models ?? {};
     } catch {
-      this.#tellsStatus = false; // a site in front of it that does not pass this on
+      this.#tellsReady = false; // a site in front of it that does not pass this on
       return {};
     }
   }
@@ -115,5 +114,3 @@ function pause(ms, signal) {
     signal?.addEventListener("abort", end, { once: true });
   });
 }
-
-export { SiveError };

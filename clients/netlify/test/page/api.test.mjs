@@ -18,8 +18,8 @@ test("directly it is the gateway's /v1, with or without it written", () => {
   }
 });
 
-test("the function is asked at /api/chat, and the models at /v1", () => {
-  assert.deepEqual(place(metas({ "sive-api": "function" })), { way: "function", url: "/v1", chatUrl: "/api/chat" });
+test("the function is asked at /api/chat, and all else beside it", () => {
+  assert.deepEqual(place(metas({ "sive-api": "function" })), { way: "function", url: "/api", chatUrl: "/api/chat" });
 });
 
 /** Replaces fetch for as long as `use` runs. */
@@ -69,15 +69,15 @@ test("a key that was typed is sent to the page's own host", async () => {
   api.use("k");
   const asked = await fetching(() => Response.json({ data: [], models: {} }), async () => {
     await api.models();
-    await api.status();
+    await api.ready();
   });
-  assert.deepEqual(asked, [["GET", "/v1/models", "Bearer k"], ["GET", "/status", "Bearer k"]]);
+  assert.deepEqual(asked, [["GET", "/v1/models", "Bearer k"], ["GET", "/ready", "Bearer k"]]);
 });
 
-test("a site that does not pass /status on is asked for it once", async () => {
+test("a site that does not pass /ready on is asked for it once", async () => {
   const api = new Api({ way: "edge", url: "/v1" }, session(null));
   const asked = await fetching(() => new Response("<h1>404</h1>", { status: 404 }), async () => {
-    for (let time = 0; time < 3; time += 1) assert.deepEqual(await api.status(), {});
+    for (let time = 0; time < 3; time += 1) assert.deepEqual(await api.ready(), {});
   });
   assert.equal(asked.length, 1);
 });

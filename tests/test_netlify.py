@@ -128,7 +128,9 @@ def node(*command: str, **environment: str) -> Any:
 def test_its_own_tests_pass() -> None:
     """Every part alone, and the functions imported and called, with upstreams on real sockets."""
     files = sorted(str(path) for path in (SITE / "test").glob("*.test.mjs"))
-    done = subprocess.run(["node", "--test", "--test-timeout=30000", *files], capture_output=True, text=True, timeout=110)
+    done = subprocess.run(
+        ["node", "--test", "--test-timeout=30000", *files], capture_output=True, text=True, timeout=110
+    )
     assert done.returncode == 0, done.stdout[-5000:]
 
 

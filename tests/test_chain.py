@@ -377,6 +377,21 @@ def test_a_streams_ids_that_we_asked_for_are_not_named_as_dropped() -> None:
     assert dropped == [["top_k"]] * 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_would_begin_anew_is_not_asked_to_go_on(stream: bool) -> None:
+    """A host that does not know the field answers 200, and the caller would join two answers."""
+    begun = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "La joie"}]
+    asked = call(messages=begun, continue_final_message=True, add_generation_prompt=False, stream=stream)
+    deaf = rung("hf", known_fields=frozenset({"model", "messages", "stream", "stream_options"}))
+    play = Play(deaf, cpu(), asked=asked)
+    assert play.opened == ["local"]
+    assert play.asked.body["continue_final_message"] is True
+    assert Play(deaf, asked=asked).begun.status == 503
+    told = rung("hf", known_fields=deaf.backend.known_fields, resume="text")
+    assert Play(told, asked=asked).opened == ["hf"]
+    assert Play(deaf, asked=call(messages=begun, stream=stream)).opened == ["hf"]
+
+
 def test_the_model_is_the_served_name_when_not_degraded() -> None:
     """The backend's own spelling is replaced, and who spoke is said beside it."""
     play = Play(rung("pod"), asked=call())

@@ -14,7 +14,7 @@ from sive.routes import Model
 from sive.wires.http import HttpWire
 from sive_serve.direct import Direct, is_direct
 
-from tests.chain_play import CLOCKS, call, policy
+from tests.chain_play import CLOCKS, call, policy, rung
 from tests.lab import manners, upstream
 from tests.lab.callers import Listener, on_a_loop, rung_of, seen
 from tests.lab.upstream import Upstream
@@ -184,3 +184,12 @@ def test_a_silent_backend_is_given_up_and_counted_once(ends: Callable[[Asked], A
 
     with Upstream(upstream.stays_silent) as host:
         on_a_loop(work)
+
+
+def test_a_request_to_go_on_is_the_chains_where_the_first_rung_begins_anew() -> None:
+    """The next rung may know the field; the short way would not look there."""
+    known = frozenset({"model", "messages"})
+    rungs = (rung("hf", known_fields=known), rung("pod"))
+    model, health = Model("spinoza", rungs, guards_json=False), Health(policy())
+    assert is_direct(call(), model, health, 0.0)
+    assert not is_direct(call(continue_final_message=True), model, health, 0.0)

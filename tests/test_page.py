@@ -1,5 +1,6 @@
 """The page in a real browser, before a real `sive serve` with its CPU model and scripted pods."""
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.conftest import ROOT, TINY, Serve, Served, launch, until
-from tests.lab import upstream
+from tests.lab import lighthouse, upstream
 from tests.lab.browser import Visit, browser, need, violations
 from tests.lab.manners import held
 from tests.lab.reciter import recites
@@ -22,6 +23,7 @@ JOY = (
     "La joie est le passage de l'homme d'une moindre à une plus grande perfection. "
     "Elle n'est jamais mauvaise par elle-même, et le sage ne pense à rien moins qu'à la mort."
 )
+IN_CI = os.environ.get("CI") == "true"
 ANSWER = ".answer .text"
 LOG = "[document.getElementById('log')]"
 Page = Any
@@ -377,7 +379,8 @@ def test_enter_sends_and_nothing_else_does(plain: Served, visit: Visit) -> None:
     ends(page)
 
 
-def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit) -> None:
+@pytest.mark.parametrize("how", ["wheel", "keys"])
+def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit, how: str) -> None:
     """The text goes on below, and a button leads back to its end."""
     long = "\n\n".join(f"Paragraphe {number}. {JOY}" for number in range(60))
     with Upstream(recites(long, pause_s=0.002)) as pod:
@@ -386,7 +389,10 @@ def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit) -> None:
         becomes(page, f"{LOG}.map(log => log.scrollHeight > 2 * log.clientHeight)[0]")
         becomes(page, f"{LOG}.map(log => log.scrollHeight - log.clientHeight - log.scrollTop < 80)[0]")
         page.hover("#log")
-        page.mouse.wheel(0, -400)
+        if how == "wheel":
+            page.mouse.wheel(0, -400)
+        else:
+            page.press("#log", "PageUp")
         page.wait_for_selector("#latest:not([hidden])")
         page.wait_for_timeout(200)  # until the wheel has come to rest
         top = page.evaluate("document.getElementById('log').scrollTop")
@@ -469,6 +475,14 @@ def test_a_megabyte_leaves_the_page_alive(serve: Serve, visit: Visit, kind: str)
         assert page.locator(".turn").count() == 0
 
 
+@pytest.mark.skipif(not IN_CI and not lighthouse.PROGRAM.exists(), reason="install_callers.sh lighthouse")
+def test_lighthouse_has_little_to_say(plain: Served, tmp_path: Path) -> None:
+    """At least 95 wherever the clock has no say; how fast the page is, the benchmarks tell."""
+    verdict = lighthouse.judged(f"{plain.url}/", tmp_path)
+    for name in set(lighthouse.CATEGORIES) - {"performance"}:
+        assert verdict.scores[name] >= 95, verdict
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_can_be_read_and_touched_by_everybody(
@@ -536,6 +550,20 @@ def test_two_tabs_share_what_they_keep(plain: Served, visit: Visit) -> None:
     one.hover("li:has-text('From the other')")
     one.click("li:has-text('From the other') .icon")
     becomes(other, "document.querySelectorAll('.past').length === 1")
+
+
+def test_what_is_deleted_while_it_is_answered_does_not_come_back(serve: Serve, visit: Visit) -> None:
+    """Neither on the page nor in the browser, and the pod is left."""
+    with Upstream(upstream.talks_forever) as pod:
+        page = visit.tab(f"{serve(pods(pod)).url}/")
+        ask(page, "Forget this")
+        page.wait_for_selector(".turn[data-status=streaming]")
+        page.hover("li:has(.past)")
+        page.click("#conversations .icon")
+        until(lambda: asked(pod)[0].left_at is not None, what="the pod being left")
+        page.reload()
+        page.wait_for_selector("#questions button")
+        assert page.locator(".past").count() == 0
 
 
 def test_conversations_can_be_exported_and_deleted(plain: Served, visit: Visit) -> None:

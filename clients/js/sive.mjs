@@ -168,11 +168,8 @@ class Answer {
       });
     } finally {
       watch.stop();
-      if (!this.#isOver) {
-        silence.abort();
-        // The server may know nothing of this request yet, or never have heard of it: that is no news.
-        cancel({ ...this.chat, requestId: this.id, signal: undefined }).catch(() => {});
-      }
+      // The server may know nothing of this request yet, or never have heard of it: that is no news.
+      if (!this.#isOver) cancel({ ...this.chat, requestId: this.id, signal: undefined }).catch(() => {});
     }
   }
 

@@ -13,7 +13,7 @@ from sive.ability import wants_tools
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call
-from sive.candidates import MAX_BYTES_PER_TOKEN
+from sive.candidates import MAX_BYTES_PER_TOKEN, goes_on
 from sive.chain import Chain
 from sive.drive import Caller, Driver
 from sive.errors import LostError
@@ -44,7 +44,7 @@ def is_direct(call: Call, model: Model, health: Health, now: float) -> bool:
     backend = rung.backend
     if not isinstance(backend, OpenAIBackend) or backend.is_local or rung.is_degraded:
         return False
-    if not backend.tools and wants_tools(call):
+    if not goes_on(call, rung) or (not backend.tools and wants_tools(call)):
         return False
     context = backend.context_tokens
     is_too_long = context is not None and call.prompt_bytes > context * MAX_BYTES_PER_TOKEN

@@ -23,6 +23,7 @@ GROUPS = (
     "checks",
     "changes",
     "page",
+    "netlify",
 )
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

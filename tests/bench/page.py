@@ -1,25 +1,22 @@
-"""The page in a real browser: how soon it is there, how it keeps up with a fast answer, what Lighthouse says."""
+"""The page in a real browser: how soon it is there, how it keeps up with an answer, what Lighthouse says."""
 
 import asyncio
-import json
 import re
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tests.bench import servers
 from tests.bench.effort import Effort
-from tests.bench.processes import CACHE, ROOT, Missing, Served, free_port
+from tests.bench.processes import CACHE, Missing, Served
 from tests.bench.report import Figure, Section, Table, cell, median
-from tests.lab import browser
+from tests.lab import browser, lighthouse
 from tests.lab.upstream import Exchange, Upstream, chunk
 
 TOKENS = 5_000
 TOKENS_PER_S = 200.0
-LIGHTHOUSE = ROOT / ".venv-callers" / "lighthouse" / "node_modules" / "lighthouse" / "cli" / "index.js"
-CATEGORIES = ("performance", "accessibility", "best-practices", "seo")
 TIMEOUT_MS = 60_000
 
 Row = dict[str, float]
@@ -64,7 +61,7 @@ def measure(effort: Effort) -> Section:
         raise Missing(f"no browser: {browser.HOW}")
     section = Section("page")
     tokens = int(TOKENS * effort.scale)
-    cold, idle, long = [], [], []
+    cold, idle, long, stops, verdicts = [], [], [], [], []
     with Upstream(_recites(tokens)) as pod, _gateway(pod) as sive:
         for number in range(effort.rounds):
             print(f"page: round {number + 1} of {effort.rounds}", file=sys.stderr)
@@ -74,7 +71,9 @@ def measure(effort: Effort) -> Section:
             with browser.browser() as chromium:
                 idle.append(_frames(chromium, sive, 0))
                 long.append(_frames(chromium, sive, tokens))
-        scores = _lighthouse(sive, effort.rounds)
+                stops.append(_stop_ms(chromium, sive, pod))
+            if lighthouse.PROGRAM.exists():
+                verdicts.append(lighthouse.judged(f"http://127.0.0.1:{sive.port}/", CACHE))
     section.figures += [
         Figure("first paint of a cold page", 500, "ms", [row["paint_ms"] for row in cold]),
         Figure("first token of a cold page, embedded model", 1500, "ms", [row["token_ms"] for row in cold]),
@@ -82,15 +81,16 @@ def measure(effort: Effort) -> Section:
         Figure(
             f"longest frame, {tokens:,} tokens at 200 a second", 50, "ms", [row["longest"] for row in long]
         ),
+        Figure("Stop to the pod being left", 100, "ms", stops),
         *(
-            Figure(f"Lighthouse, {name}", 95, "", [100 * one[name] for one in scores], at_least=True)
-            for name in CATEGORIES
-            if scores
+            Figure(f"Lighthouse, {name}", 95, "", [one.scores[name] for one in verdicts], at_least=True)
+            for name in lighthouse.CATEGORIES
+            if verdicts
         ),
     ]
     section.tables.append(_table({"long answer": long, "idle page, for comparison": idle}))
-    if not scores:
-        section.remarks.append("Lighthouse: not there, tests/install_callers.sh lighthouse")
+    wanting = {name for verdict in verdicts for name in verdict.wanting}
+    section.remarks.append(f"Lighthouse would do better in: {', '.join(sorted(wanting)) or 'nothing'}.")
     return section
 
 
@@ -145,7 +145,8 @@ def _cold_visit(chromium: Any, sive: Served) -> Row:
     page.goto(f"http://127.0.0.1:{sive.port}/")
     page.wait_for_selector(".turn[data-status=done]", timeout=TIMEOUT_MS)
     told = page.evaluate(
-        "() => ({paint: performance.getEntriesByName('first-contentful-paint')[0].startTime, token: window.told})"
+        """() => ({token: window.told,
+            paint: performance.getEntriesByName('first-contentful-paint')[0].startTime})"""
     )
     return {"paint_ms": told["paint"], "token_ms": told["token"], "kb": sum(sizes) / 1000}
 
@@ -167,26 +168,24 @@ def _frames(chromium: Any, sive: Served, tokens: int) -> Row:
     return row
 
 
-def _lighthouse(sive: Served, rounds: int) -> list[Row]:
-    if not LIGHTHOUSE.exists():
-        return []
-    scores = []
-    report = CACHE / "lighthouse.json"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    for _ in range(rounds):
-        port = free_port()
-        with browser.browser(f"--remote-debugging-port={port}"):
-            command = ["node", LIGHTHOUSE, f"http://127.0.0.1:{sive.port}/", f"--port={port}", "--quiet"]
-            command += ["--output=json", f"--output-path={report}", "--no-enable-error-reporting"]
-            command += [f"--only-categories={','.join(CATEGORIES)}"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-        if done.returncode:
-            raise Missing(f"Lighthouse: {done.stderr.strip().splitlines()[-1:]}")
-        told = json.loads(report.read_text())
-        failed = [audit["id"] for audit in told["audits"].values() if audit.get("score") not in (None, 1)]
-        print(f"page: Lighthouse would do better in {', '.join(failed) or 'nothing'}", file=sys.stderr)
-        scores.append({name: told["categories"][name]["score"] for name in CATEGORIES})
-    return scores
+def _stop_ms(chromium: Any, sive: Served, pod: Upstream) -> float:
+    """From the press of the button to the pod noticing that nobody listens."""
+    page = chromium.new_page()
+    page.goto(f"http://127.0.0.1:{sive.port}/")
+    page.wait_for_selector("#questions button")
+    page.check("input[value=pod]")
+    page.fill("#question", "?")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".turn[data-status=streaming]")
+    seen = pod.seen[-1]
+    pressed_at = page.evaluate(
+        "() => { const at = Date.now(); document.getElementById('stop').click(); return at; }"
+    )
+    page.wait_for_selector(".turn[data-status=stopped]")
+    while seen.left_at is None:
+        time.sleep(0.001)
+    page.close()
+    return float(1000 * (seen.left_at + time.time() - time.monotonic()) - pressed_at)
 
 
 def _table(measured: dict[str, list[Row]]) -> Table:

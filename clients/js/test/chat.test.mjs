@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { cancel, models, SiveError, streamChat } from "../sive.mjs";
-import { chunk, DONE, serving, stream } from "./server.mjs";
+import { chunk, DONE, serving, stream, until } from "./server.mjs";
 
 const MESSAGES = [{ role: "user", content: "Qu'est-ce que la joie ?" }];
 const POD = { backend: "pod-a", degraded: false, resumed: false, truncated: false, dropped: [] };
@@ -151,7 +151,7 @@ test("a server that falls silent is given up, and told so; comments are no silen
   const answer = async (request, response) => {
     if (request.url.endsWith("/cancel")) return response.end("{}");
     response.writeHead(200, { "content-type": "text/event-stream" });
-    for (let beat = 0; beat < 4; beat += 1) {
+    for (let beat = 0; beat < 9; beat += 1) {
       response.write(": waiting\n\n");
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
@@ -160,13 +160,13 @@ test("a server that falls silent is given up, and told so; comments are no silen
   await serving(answer, async ({ url, seen }) => {
     const waits = [];
     await assert.rejects(ask(url, { silenceS: 0.3, onWaiting: (why) => waits.push(why) }), fails("silence"));
-    assert.equal(waits.length, 4);
+    assert.equal(waits.length, 9);
     await cancelled(seen);
   });
 });
 
 async function cancelled(seen) {
-  while (!seen.some(({ path }) => path.endsWith("/cancel"))) await new Promise((resolve) => setTimeout(resolve, 5));
+  await until(() => seen.some(({ path }) => path.endsWith("/cancel")));
   const asked = seen.find(({ path }) => path.endsWith("/completions"));
   const told = seen.find(({ path }) => path.endsWith("/cancel"));
   assert.equal(told.path, `/v1/requests/${asked.headers["x-request-id"]}/cancel`);
@@ -194,7 +194,7 @@ test("aborting ends the request, tells the server by its id, and is an AbortErro
     };
     await assert.rejects(run, { name: "AbortError" });
     await cancelled(seen);
-    while (!left.length) await new Promise((resolve) => setTimeout(resolve, 5));
+    await until(() => left.length);
   });
 });
 
@@ -203,7 +203,7 @@ test("leaving the loop does the same", async () => {
   await serving(endless(left), async ({ url, seen }) => {
     for await (const _ of streamChat({ url, model: "m", messages: MESSAGES })) break;
     await cancelled(seen);
-    while (!left.length) await new Promise((resolve) => setTimeout(resolve, 5));
+    await until(() => left.length);
   });
 });
 
@@ -211,7 +211,7 @@ test("aborting before anything came does the same", async () => {
   await serving((request, response) => request.url.endsWith("/cancel") && response.end("{}"), async ({ url, seen }) => {
     const controller = new AbortController();
     const answer = ask(url, { signal: controller.signal });
-    while (!seen.length) await new Promise((resolve) => setTimeout(resolve, 5));
+    await until(() => seen.length);
     controller.abort();
     await assert.rejects(answer, { name: "AbortError" });
     await cancelled(seen);

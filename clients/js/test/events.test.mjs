@@ -12,10 +12,10 @@ function parsed(...pieces) {
   return [...pieces.flatMap((piece) => parser.feed(piece)), ...parser.feed()];
 }
 
-const STREAM = "\uFEFF: waiting; pod: é 🌿\n\ndata: {\"a\": \"joie – 喜 🌿\"}\r\n\r\nevent: x\rid: 7\rdata:one\rdata: two\r\rdata\n\ndata: [DONE]\n\n";
+const STREAM = "\uFEFF: waiting; pod: é 🌿\n\ndata: {\"a\":\r\ndata:  \"joie – 喜 🌿\"}\r\n\r\nevent: x\rid: 7\rdata:one\rdata: two\r\rdata\n\ndata: [DONE]\n\n";
 const EVENTS = [
   { comment: "waiting; pod: é 🌿" },
-  { data: "{\"a\": \"joie – 喜 🌿\"}" },
+  { data: "{\"a\":\n \"joie – 喜 🌿\"}" },
   { data: "one\ntwo" },
   { data: "" },
   { data: "[DONE]" },

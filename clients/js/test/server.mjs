@@ -38,3 +38,10 @@ export const chunk = (content, more = {}, finish_reason = null) =>
   `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content }, finish_reason }], ...more })}\n\n`;
 
 export const DONE = "data: [DONE]\n\n";
+
+/** Wait for something that can be seen. @param {() => unknown} isSo */
+export async function until(isSo) {
+  for (const began = Date.now(); !isSo(); await new Promise((resolve) => setTimeout(resolve, 5))) {
+    if (Date.now() - began > 10_000) throw new Error(`it did not happen: ${isSo}`);
+  }
+}

@@ -4,7 +4,7 @@
  * The bytes, or null when there are more; those are not read.
  *
  * @param {Request} request @param {number} maxBytes
- * @returns {Promise<Uint8Array | null>}
+ * @returns {Promise<Uint8Array<ArrayBuffer> | null>}
  */
 export async function readBody(request, maxBytes) {
   if (Number(request.headers.get("content-length")) > maxBytes) return null;

@@ -23,7 +23,7 @@ const TOLD = [
  * @property {string} path From `/v1/` on, or another page of the gateway.
  * @property {string} method
  * @property {Record<string, string>} headers
- * @property {Uint8Array | null} body
+ * @property {Uint8Array<ArrayBuffer> | null} body
  * @property {AbortSignal} signal The page's: it left.
  * @property {number} clockMs A gateway that has not begun by then is left for the next.
  * @property {number} budgetMs All of them together; the last one has what is left of it.

@@ -1,36 +1,40 @@
 /** A function of a Gradio app, as an old Space has one. */
 
 import { eventsOf, WholeEvents } from "./events.js";
+import { authorization, eventId, GradioError, posted } from "./gradio_http.js";
+import { byNumber } from "./gradio_queue.js";
 
 const OTHER_PREFIX = { "": "/gradio_api", "/gradio_api": "" };
 
-/** The app refuses or fails. `status`: of its reply, 502 when it fails later. */
-export class GradioError extends Error {
-  /** @param {string} message @param {number} [status] */
-  constructor(message, status = 502) {
-    super(message);
-    this.status = status;
-  }
-}
+/**
+ * @typedef {object} Call
+ * @property {string} url Of the app, without a slash at its end.
+ * @property {string} prefix Of its API: Gradio 4 had none, 5 and 6 have `/gradio_api`.
+ * @property {string} name The function's, as the app's own "Use via API" spells it: `/chat`, or `//chat_function`.
+ * @property {unknown[]} data Its arguments.
+ * @property {string} [key] Of a private Space.
+ * @property {AbortSignal} [signal]
+ */
 
 /**
  * Call the function, and yield all it has said so far each time it says more.
  *
- * @param {object} how
- * @param {string} how.url Of the app, without a slash at its end.
- * @param {string} how.prefix Of its API: Gradio 4 had none, 5 and 6 have `/gradio_api`; the other is tried on a 404.
- * @param {string} how.name The function's `api_name`.
- * @param {unknown[]} how.data Its arguments.
- * @param {string} [how.key] Of a private Space.
- * @param {AbortSignal} [how.signal]
- * @returns {AsyncGenerator<unknown[], void, void>} The function's outputs.
+ * @param {Call} call
+ * @returns {AsyncGenerator<any[], void, void>} The function's outputs.
  * @throws {GradioError}
  */
-export async function* callGradio({ url, prefix, name, data, key, signal }) {
-  const headers = { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
-  const base = (/** @type {string} */ under) => `${url}${under}/call/${name}`;
-  const post = (/** @type {string} */ under) =>
-    fetch(base(under), { method: "POST", headers, body: JSON.stringify({ data }), signal });
+export async function* callGradio(call) {
+  // A name with a slash of its own cannot stand in a path: no server finds it there.
+  if (!call.name.startsWith("//")) return yield* byName(call);
+  const { prefix, number, name } = await lookUp(call);
+  if (name.includes("/")) yield* byNumber({ ...call, prefix }, number);
+  else yield* byName({ ...call, prefix, name });
+}
+
+/** Ask by the function's own path; the other prefix is tried on a 404. @param {Call} call */
+async function* byName({ url, prefix, name, data, key, signal }) {
+  const base = (/** @type {string} */ under) => `${url}${under}/call/${name.replace(/^\//, "")}`;
+  const post = (/** @type {string} */ under) => fetch(base(under), { ...posted({ data }, key), signal });
   let under = prefix;
   let reply = await post(under);
   if (reply.status === 404 && under in OTHER_PREFIX) {
@@ -38,10 +42,20 @@ export async function* callGradio({ url, prefix, name, data, key, signal }) {
     under = OTHER_PREFIX[/** @type {keyof typeof OTHER_PREFIX} */ (under)];
     reply = await post(under);
   }
-  if (!reply.ok) throw new GradioError(`the Space refuses ${name} with HTTP ${reply.status}`, reply.status);
-  const { event_id: id } = await reply.json().catch(() => ({}));
-  if (!id) throw new GradioError(`the Space has taken ${name} and gives no event to wait for`);
-  yield* outputs(await fetch(`${base(under)}/${id}`, { headers, signal }));
+  const id = await eventId(reply, name);
+  yield* outputs(await fetch(`${base(under)}/${id}`, { headers: authorization(key), signal }));
+}
+
+/** Which function that is, and where. @param {Call} call */
+async function lookUp({ url, prefix, name, key, signal }) {
+  const reply = await fetch(`${url}/config`, { headers: authorization(key), signal });
+  if (!reply.ok) throw new GradioError(`the Space does not say which functions it has: HTTP ${reply.status}`, reply.status);
+  const { dependencies = [], api_prefix = prefix } = await reply.json().catch(() => ({}));
+  const wanted = name.replace(/^\/+/, "");
+  const found = dependencies.find((/** @type {any} */ { api_name }) => String(api_name).replace(/^\/+/, "") === wanted);
+  if (found) return { prefix: api_prefix, number: found.id, name: String(found.api_name) };
+  const names = dependencies.map((/** @type {any} */ { api_name }) => `/${api_name}`).join(", ");
+  throw new GradioError(`the Space has no function ${name}: it has ${names || "none"}`, 404);
 }
 
 /** @param {Response} reply */

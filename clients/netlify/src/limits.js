@@ -32,8 +32,13 @@ export class Limiter {
     const left = Math.min(perMinute, bucket.left + ((now - bucket.at) * perMinute) / MINUTE_MS);
     this.#buckets.delete(visitor);
     this.#buckets.set(visitor, { left: left < 1 ? left : left - 1, at: now });
-    if (this.#buckets.size > MAX_VISITORS) this.#buckets.delete(this.#buckets.keys().next().value);
+    if (this.#buckets.size > MAX_VISITORS) this.#forget();
     return left < 1 ? Math.ceil(((1 - left) * MINUTE_MS) / perMinute / 1000) : 0;
+  }
+
+  /** The visitor who asked longest ago. */
+  #forget() {
+    for (const [visitor] of this.#buckets) return this.#buckets.delete(visitor);
   }
 }
 

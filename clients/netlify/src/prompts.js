@@ -89,7 +89,7 @@ function placeOf(env) {
   }
   if (base.endsWith("/v1")) return settings((name) => (name === "SIVE_GATEWAY_URLS" ? base : env(name)));
   if (prefix.endsWith("/v1")) return settings((name) => (name === "SIVE_GATEWAY_URLS" ? base + prefix : env(name)));
-  return { url: base, prefix, name: env("SNB_GRADIO_API")?.trim() || "/chat_function", key: env("HF_TOKEN")?.trim() };
+  return { url: base, prefix, name: env("SNB_GRADIO_API")?.trim() || "//chat_function", key: env("HF_TOKEN")?.trim() };
 }
 
 /**

@@ -23,9 +23,8 @@ const REQUEST_ID = /^[A-Za-z0-9._:-]{1,128}$/;
 /**
  * @typedef {object} Asked What became of a request that reached a gateway.
  * @property {Response} response
- * @property {Uint8Array | null} body
+ * @property {Uint8Array<ArrayBuffer> | null} body
  * @property {number} endsAtMs When the function's time is up.
- * @property {AbortSignal} signal The page left, where Netlify says so.
  * @property {() => void} cancel Tells the gateway that nobody wants the answer any more.
  */
 
@@ -74,7 +73,8 @@ export function proxy({ routes, headMs, relay, env = environment, limiter = new 
 
     const said = request.headers.get("x-request-id") ?? "";
     const requestId = REQUEST_ID.test(said) ? said : `site-${crypto.randomUUID()}`;
-    const headers = { ...carried(request, given.key), "x-request-id": requestId };
+    const opens = authorization(request, given.key);
+    const headers = { ...carried(request), ...opens, "x-request-id": requestId };
     const budgetMs = headMs(given);
     const { response, url } = await askInTurn(
       given.gateways,
@@ -96,31 +96,38 @@ export function proxy({ routes, headMs, relay, env = environment, limiter = new 
     for (const [name, value] of Object.entries(allowed)) response.headers.set(name, value);
     if (!relay || !route.spends || !url || !response.ok) return response;
     const cancel = () => {
-      const { authorization } = headers;
-      const asked = { method: "POST", headers: authorization ? { authorization } : {}, redirect: "manual" };
-      const told = fetch(`${url}/v1/requests/${requestId}/cancel`, asked).then((reply) => reply.body?.cancel());
+      const target = `${url}/v1/requests/${requestId}/cancel`;
+      const told = fetch(target, { method: "POST", headers: opens, redirect: "manual" }).then((reply) => reply.body?.cancel());
       // A function is frozen when its answer has ended, unless Netlify knows that there is work left.
       context?.waitUntil?.(told.catch(() => {}));
       told.catch(() => {}); // the answer had ended before, or the gateway is gone
     };
-    return relay({ response, body, endsAtMs: begunAtMs + given.wallMs, signal: request.signal, cancel });
+    return relay({ response, body, endsAtMs: begunAtMs + given.wallMs, cancel });
   };
 }
 
-/** @param {Request} request @param {string} key @returns {Record<string, string>} */
-function carried(request, key) {
+/** @param {Request} request @returns {Record<string, string>} */
+function carried(request) {
   /** @type {Record<string, string>} */
   const headers = {};
   for (const name of CARRIED) {
     const value = request.headers.get(name);
     if (value !== null) headers[name] = value;
   }
-  // Without a key of the site's the visitor's own may open the gateway; with one it is nobody's business.
-  const authorization = key ? `Bearer ${key}` : request.headers.get("authorization");
-  return authorization ? { ...headers, authorization } : headers;
+  return headers;
 }
 
-/** @param {Uint8Array | null} body */
+/**
+ * The site's key; without one the visitor's own may open the gateway. With one that is nobody's business.
+ *
+ * @param {Request} request @param {string} key @returns {Record<string, string>}
+ */
+function authorization(request, key) {
+  const said = key ? `Bearer ${key}` : request.headers.get("authorization");
+  return said ? { authorization: said } : {};
+}
+
+/** @param {Uint8Array<ArrayBuffer> | null} body */
 function isStream(body) {
   try {
     return JSON.parse(new TextDecoder().decode(body ?? undefined)).stream === true;

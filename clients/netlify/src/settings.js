@@ -19,7 +19,8 @@ const MAX_WALL_S = 840;
 
 /** Netlify's own way to read a variable, and Node's. @type {Environment} */
 export function environment(name) {
-  return globalThis.Netlify?.env?.get(name) ?? globalThis.process?.env?.[name];
+  const { Netlify, process } = /** @type {any} */ (globalThis);
+  return Netlify?.env?.get(name) ?? process?.env?.[name];
 }
 
 /** A variable is missing or wrong; the message names it and the way out, never its value. */

@@ -14,53 +14,74 @@ import { DONE, event, eventsOf, WholeEvents } from "./events.js";
  *
  * @param {import("./proxy.js").Asked} asked
  */
-export function wall({ response, body, endsAtMs, signal, cancel }) {
+export function wall(asked) {
+  const { response } = asked;
   if (!response.body || !response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
-  const told = new Told(JSON.parse(new TextDecoder().decode(body ?? undefined)));
-  const reader = response.body.getReader();
-  const whole = new WholeEvents();
-  const encoder = new TextEncoder();
-  let isOver = false;
+  return new Response(new ReadableStream(new Walled(asked, response.body.getReader())), response);
+}
 
-  const stream = new ReadableStream({
-    start(controller) {
-      this.timer = setTimeout(() => this.end(controller, told.atTheWall()), Math.max(0, endsAtMs - Date.now()));
-      // Netlify may tell of a page that left in either way, or not at all.
-      signal.addEventListener("abort", () => this.end(controller, ""), { once: true });
-    },
-    async pull(controller) {
-      try {
-        while (!isOver) {
-          const { done, value } = await reader.read();
-          if (isOver) return;
-          if (done) return this.end(controller, told.atTheEnd());
-          const events = whole.feed(value);
-          told.take(events);
-          if (events) return controller.enqueue(encoder.encode(events));
-        }
-      } catch {
-        this.end(controller, told.atTheEnd());
+/**
+ * The source of a stream that ends in time.
+ *
+ * @implements {UnderlyingDefaultSource<Uint8Array>}
+ */
+class Walled {
+  #encoder = new TextEncoder();
+  #events = new WholeEvents();
+  #isOver = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+
+  /** @param {import("./proxy.js").Asked} asked @param {ReadableStreamDefaultReader<Uint8Array>} reader */
+  constructor(asked, reader) {
+    this.asked = asked;
+    this.reader = reader;
+    this.told = new Told(JSON.parse(new TextDecoder().decode(asked.body ?? undefined)));
+  }
+
+  /** @param {ReadableStreamDefaultController<Uint8Array>} controller */
+  start(controller) {
+    const { endsAtMs } = this.asked;
+    this.#timer = setTimeout(() => this.#end(controller, this.told.atTheWall()), Math.max(0, endsAtMs - Date.now()));
+  }
+
+  /** @param {ReadableStreamDefaultController<Uint8Array>} controller */
+  async pull(controller) {
+    try {
+      while (!this.#isOver) {
+        const { done, value } = await this.reader.read();
+        if (this.#isOver) return;
+        if (done) return this.#end(controller, this.told.atTheEnd());
+        const events = this.#events.feed(value);
+        this.told.take(events);
+        if (events) return controller.enqueue(this.#encoder.encode(events));
       }
-    },
-    cancel() {
-      this.stop();
-    },
-    end(controller, last) {
-      if (isOver) return;
-      this.stop();
-      if (last) controller.enqueue(encoder.encode(last));
-      controller.close();
-    },
-    stop() {
-      if (isOver) return;
-      isOver = true;
-      clearTimeout(this.timer);
-      // It rejects when the body was aborted already, which would end the whole process.
-      reader.cancel().catch(() => {});
-      if (!told.isComplete) cancel();
-    },
-  });
-  return new Response(stream, response);
+    } catch {
+      this.#end(controller, this.told.atTheEnd());
+    }
+  }
+
+  /** The page left. Netlify may tell so here, by the request's signal, which ends the body, or not at all. */
+  cancel() {
+    this.#stop();
+  }
+
+  /** @param {ReadableStreamDefaultController<Uint8Array>} controller @param {string} last */
+  #end(controller, last) {
+    if (this.#isOver) return;
+    this.#stop();
+    if (last) controller.enqueue(this.#encoder.encode(last));
+    controller.close();
+  }
+
+  #stop() {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    clearTimeout(this.#timer);
+    // It rejects when the body was aborted already, which would end the whole process.
+    this.reader.cancel().catch(() => {});
+    if (!this.told.isComplete) this.asked.cancel();
+  }
 }
 
 /** What of an answer was passed on. */

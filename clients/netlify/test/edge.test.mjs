@@ -61,7 +61,6 @@ for (const [name, manner] of Object.entries({
   "429": refuses(429),
   "a refused key": refuses(401),
   html: ({ reply }) => reply.writeHead(502, { "content-type": "text/html" }).end("<h1>secret-host</h1>"),
-  "a redirect": ({ reply }) => reply.writeHead(307, { location: "http://127.0.0.1:9/" }).end(),
   "a reset": ({ reply }) => reply.socket.resetAndDestroy(),
   silence: silent,
 })) {
@@ -109,7 +108,7 @@ test("a gateway that was silent is asked last for a while, and first again when 
   for (let turn = 0; turn < 2; turn++) await (await handle(question(CHAT), context)).text();
   assert.deepEqual([first.seen.length, second.seen.length], [1, 2]);
   first.manner = answers("Salut");
-  second.manner = refuses(500);
+  second.manner = refuses(429); // it is well, and has enough to do
   assert.equal(textOf(await chunksOf(await handle(question(CHAT), context))), "Salut");
   second.manner = answers("Bonjour");
   assert.equal(textOf(await chunksOf(await handle(question(CHAT), context))), "Salut");
@@ -122,6 +121,26 @@ test("an answer in one piece is not held to the clock of a first byte", async (t
   const response = await ask([first.url, second.url], request, { SIVE_FIRST_BYTE_S: "1" });
   assert.equal(await response.text(), "{}");
   assert.equal(second.seen.length, 0);
+});
+
+test("a redirect is not followed, and the key goes nowhere", async (t) => {
+  const elsewhere = await during(t, answers("secret"));
+  const second = await during(t, answers("Bonjour"));
+  for (const status of [302, 307]) {
+    const first = await during(t, ({ reply }) => reply.writeHead(status, { location: `${elsewhere.url}${CHAT}` }).end());
+    assert.equal(textOf(await chunksOf(await ask([first.url, second.url]))), "Bonjour");
+  }
+  assert.equal(elsewhere.seen.length, 0);
+});
+
+test("the clock stops with the head: an answer that has begun may take its time", async (t) => {
+  const host = await during(t, ({ reply }) => {
+    reply.writeHead(200, SSE);
+    reply.write(chunk({ content: "a" }));
+    setTimeout(() => reply.end(`${chunk({}, "stop")}data: [DONE]\n\n`), 1300);
+  });
+  const response = await ask([host.url, host.url], question(CHAT), { SIVE_FIRST_BYTE_S: "1" });
+  assert.match(await response.text(), /DONE/);
 });
 
 test("a stream that has begun is never begun anew elsewhere", async (t) => {
@@ -166,6 +185,10 @@ test("a question that is too large is not read to its end, whatever it declares"
   const request = new Request(SITE + CHAT, { method: "POST", headers: { origin: SITE }, body: endless, duplex: "half" });
   assert.deepEqual(await codeOf(await ask(host.url, request, env)), [413, "request_too_large"]);
   assert.ok(pulled < 10);
+  pulled = 0;
+  const declared = new Request(request.url, { method: "POST", headers: { origin: SITE, "content-length": "1001" }, body: new ReadableStream({ pull: () => { pulled += 1; } }, { highWaterMark: 0 }), duplex: "half" });
+  assert.deepEqual(await codeOf(await ask(host.url, declared, env)), [413, "request_too_large"]);
+  assert.equal(pulled, 0);
   assert.equal(host.seen.length, 0);
 });
 

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { answerIn } from "../src/gradio.js";
+import { edited } from "../src/gradio_queue.js";
 import { callSNB, SNBError, streamSNB } from "../src/prompts.js";
 import { answers, chunk, during, refuses, SSE } from "./upstream.mjs";
 
@@ -102,13 +103,13 @@ test("on a 404 the other prefix is tried, once", async (t) => {
 test("a Space that changes what it said is told as a whole", async (t) => {
   const host = await during(t, oldSpace(spoke("generating", ["Je pense"]), spoke("complete", ["J'ai pensé"])));
   const told = [];
-  const env = envOf({ SNB_BACKEND_URL: host.url, SNB_API_PREFIX: "" });
+  const env = envOf({ SNB_BACKEND_URL: host.url, SNB_API_PREFIX: "", SNB_GRADIO_API: "/chat" });
   await streamSNB("spinoza", "", "?", { env, onDelta: (delta, text) => told.push([delta, text]) });
   assert.deepEqual(told, [["Je pense", "Je pense"], ["", "J'ai pensé"]]);
 });
 
 test("a Space that breaks off, fails or gives no event is an error", async (t) => {
-  const env = (host) => envOf({ SNB_BACKEND_URL: host.url, SNB_API_PREFIX: "" });
+  const env = (host) => envOf({ SNB_BACKEND_URL: host.url, SNB_API_PREFIX: "", SNB_GRADIO_API: "/chat" });
   for (const [events, message] of [
     [[spoke("generating", ["Je"])], /broke off/],
     [[spoke("generating", ["Je"]), spoke("error", null)], /does not say why/],
@@ -119,6 +120,8 @@ test("a Space that breaks off, fails or gives no event is an error", async (t) =
   }
   const host = await during(t, ({ reply }) => reply.writeHead(200, { "content-type": "text/html" }).end("<p>sleeping</p>"));
   await assert.rejects(streamSNB("spinoza", "", "?", { env: env(host) }), /no event to wait for/);
+  const literal = envOf({ SNB_BACKEND_URL: host.url });
+  await assert.rejects(streamSNB("spinoza", "", "?", { env: literal }), /has no function \/\/chat_function: it has none/);
 });
 
 for (const [form, outputs] of [
@@ -136,3 +139,15 @@ test("a question that waits in the history is no answer", () => {
   assert.equal(answerIn(["", [{ role: "user", content: "?" }]]), "");
   assert.equal(answerIn(["", [["?", null]]]), "");
 });
+
+for (const [edits, before, after] of [
+  [[["append", [], "b"]], "a", "ab"],
+  [[["replace", [], "b"]], "a", "b"],
+  [[["append", [0, "content"], "b"]], [{ content: "a" }], [{ content: "ab" }]],
+  [[["add", [1], "b"]], ["a", "c"], ["a", "b", "c"]],
+  [[["delete", [0], null]], ["a", "b"], ["b"]],
+  [[["add", ["k"], 1], ["replace", ["k"], 2], ["delete", ["j"], null]], { j: 0 }, { k: 2 }],
+  [[], "a", "a"],
+]) {
+  test(`edits ${JSON.stringify(edits)} make ${JSON.stringify(after)}`, () => assert.deepEqual(edited(before, edits), after));
+}

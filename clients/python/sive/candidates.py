@@ -16,6 +16,7 @@ from sive.transcript import Transcript
 LACKS = "no_endpoint"
 """Why a backend is not asked that does not have what the request is for."""
 
+PREFILL_FIELD = "continue_final_message"
 MAX_BYTES_PER_TOKEN = 16
 """No tokenizer packs running text tighter; what exceeds it plainly does not fit a context."""
 
@@ -153,6 +154,9 @@ class Candidates:
             self._report.fail(rung, "degraded", "another voice, and only the model's own is wanted")
         elif context is not None and self._is_plainly_too_long(rung, context):
             self._report.fail(rung, "context_length", f"reads at most {context} tokens")
+        elif not goes_on(self._call, rung):
+            message = "begins anew instead of going on from the assistant's message"
+            self._report.fail(rung, "prefill", message)
         else:
             return True
         return False
@@ -174,6 +178,16 @@ class Candidates:
         if not any(rung.backend.position_seeds for rung in self._model.rungs):
             return None
         return secrets.randbelow(2**31)
+
+
+def goes_on(call: Call, rung: Rung) -> bool:
+    """Does this rung carry on the assistant's message that the request ends with, if it is to?
+
+    One that does not know the field would answer 200 and begin anew: the caller would join two answers.
+    """
+    known = rung.backend.known_fields
+    knows = known is None or PREFILL_FIELD in known or rung.backend.resume == "text"
+    return knows or not call.body.get(PREFILL_FIELD)
 
 
 def _truncates(rung: Rung) -> bool:

@@ -9,6 +9,7 @@ import { proxy } from "../../src/proxy.js";
 
 const HEAD_MS = 35_000;
 
+/** @type {import("../../src/proxy.js").Route[]} */
 const ROUTES = [
   { method: "POST", path: /^\/v1\/(chat\/completions|completions)$/, to: "/v1/$1", spends: true },
   { method: "GET", path: /^\/v1\/models$/, to: "/v1/models" },

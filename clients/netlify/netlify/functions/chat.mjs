@@ -7,6 +7,7 @@
 import { proxy } from "../../src/proxy.js";
 import { wall } from "../../src/wall.js";
 
+/** @type {import("../../src/proxy.js").Route[]} */
 const ROUTES = [
   { method: "POST", path: /^\/api\/chat$/, to: "/v1/chat/completions", spends: true },
   { method: "GET", path: /^\/api\/models$/, to: "/v1/models" },

@@ -3,7 +3,7 @@
  *
  * edge: `/v1` of the page's own host, which is a sive itself or an edge function in front of one.
  * direct: the sive of `<meta name="sive-gateway">`, with a token that `/api/token` hands out for minutes.
- * function: `/api/chat` of the page's own host.
+ * function: `/api/chat` of the page's own host, with `/api/models` beside it.
  */
 
 import { boot } from "./chat.mjs";
@@ -18,21 +18,22 @@ const KEY = "sive/key";
 /** @param {(name: string) => string} meta @returns {Place} */
 export function place(meta) {
   const way = meta("sive-api") || "edge";
-  const own = { way, url: "/v1" };
   if (way === "direct") return { way, url: `${meta("sive-gateway").replace(/\/+$/, "").replace(/\/v1$/, "")}/v1` };
-  if (way === "function") return { ...own, chatUrl: "/api/chat" };
-  return own;
+  if (way === "function") return { way, url: "/api", chatUrl: "/api/chat" };
+  return { way, url: "/v1" };
 }
 
 /** A sive, with whatever opens it. */
 export class Api {
   /** @type {{token: string, untilMs: number} | null} */
   #token = null;
+  #tellsReady;
 
   /** @param {Place} place @param {Pick<Storage, "getItem" | "setItem">} session */
   constructor(place, session) {
     this.place = place;
     this.session = session;
+    this.#tellsReady = place.way === "edge";
   }
 
   /** @param {string} key */
@@ -67,15 +68,20 @@ export class Api {
     return models({ url: this.place.url, key: await this.#key() });
   }
 
-  /** What each rung could do now, where the gateway is near enough to say. @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>} */
+  /**
+   * The rungs of each model and whether they could answer now, where a gateway is near enough to say.
+   *
+   * @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>}
+   */
   async ready() {
-    if (this.place.way === "function") return {};
+    if (!this.#tellsReady) return {};
     try {
       const key = await this.#key();
       const headers = new Headers(key ? { authorization: `Bearer ${key}` } : {});
       const response = await fetch(this.place.url.replace(/v1$/, "ready"), { headers });
       return (await response.json()).models ?? {};
     } catch {
+      this.#tellsReady = false; // a site in front of it that does not pass this on
       return {};
     }
   }
@@ -103,8 +109,8 @@ export class Api {
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+    const end = () => (clearTimeout(timer), reject(signal?.reason));
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end, { once: true });
   });
 }
-
-export { SiveError };

@@ -1,12 +1,16 @@
 /** The page: one conversation at a time, and what its buttons do. */
 
-import { Api, place, SiveError } from "./api.mjs";
+import { Api, place } from "./api.mjs";
+import { Banner, why } from "./banner.mjs";
 import { after, asked, boot, messages } from "./chat.mjs";
+import { askKey } from "./door.mjs";
 import { Exchange } from "./exchange.mjs";
 import { Follow } from "./follow.mjs";
+import { otherTheme, translate, wear } from "./looks.mjs";
 import { part, portrait } from "./parts.mjs";
 import { Rail } from "./rail.mjs";
 import { element } from "./render.mjs";
+import { SiveError } from "./sive.mjs";
 import { PREFIX, storage, Store } from "./store.mjs";
 import { voice } from "./voices.mjs";
 import { doing, language, speaking } from "./words.mjs";
@@ -14,12 +18,10 @@ import { doing, language, speaking } from "./words.mjs";
 /**
  * @import {Happening, Turn} from "./chat.mjs"
  * @import {Conversation} from "./store.mjs"
- * @import {Word} from "./words.mjs"
  */
 
 const KEEP_EVERY_MS = 2000;
 const LOOK_EVERY_MS = 5000;
-const THEMES = ["light", "dark"];
 
 class Page {
   /** @type {{id: string, parent?: string}[]} */
@@ -43,7 +45,7 @@ class Page {
     this.say = speaking(this.language);
     this.log = part("log", HTMLElement);
     this.question = part("question", HTMLTextAreaElement);
-    this.banner = part("banner", HTMLElement);
+    this.banner = new Banner();
     this.follow = new Follow(this.log, part("latest", HTMLButtonElement));
     this.rail = new Rail({
       choose: (id) => this.begin(id),
@@ -54,17 +56,17 @@ class Page {
   }
 
   async start() {
-    this.theme(this.kept.getItem("sive/theme"));
+    wear(this.kept.getItem("sive/theme"));
     this.translate();
     this.focus();
     await this.meet();
     const last = this.store.get(this.kept.getItem("sive/current") ?? "");
     if (last && this.models.some(({ id }) => id === last.model)) this.show(last);
     else this.begin(this.kept.getItem("sive/model") ?? "");
-    setInterval(() => this.look(), LOOK_EVERY_MS);
   }
 
   listen() {
+    setInterval(() => this.look(), LOOK_EVERY_MS);
     part("ask", HTMLFormElement).addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -104,7 +106,7 @@ class Page {
         return;
       } catch (error) {
         if (!this.isRefusedKey(error)) {
-          this.warn(this.why(error), () => this.start());
+          this.warn(why(error, this.say), () => this.start());
           return;
         }
         await this.askKey(hasAsked);
@@ -114,13 +116,7 @@ class Page {
 
   /** @param {boolean} isWrong */
   async askKey(isWrong) {
-    const door = part("door", HTMLDialogElement);
-    const key = part("door-key", HTMLInputElement);
-    part("door-wrong", HTMLElement).hidden = !isWrong;
-    key.value = "";
-    door.showModal();
-    await new Promise((resolve) => door.addEventListener("close", resolve, { once: true }));
-    this.api.use(key.value.trim());
+    this.api.use(await askKey(isWrong));
     this.question.focus();
   }
 
@@ -158,7 +154,7 @@ class Page {
   show(conversation) {
     this.stop();
     this.edit(false);
-    this.hush();
+    this.banner.hush();
     this.conversation = conversation;
     this.remember("current", conversation.id);
     this.remember("model", conversation.model);
@@ -236,10 +232,10 @@ class Page {
   async ask(question) {
     if (this.running) return;
     if (!this.models.length) await this.meet();
-    this.hush();
+    this.banner.hush();
     const { conversation } = this;
     const said = messages(conversation.turns, question);
-    const turn = asked(question, Date.now());
+    let turn = asked(question, Date.now());
     const at = conversation.turns.push(turn) - 1;
     const exchange = this.exchange(turn);
     this.exchanges.push(exchange);
@@ -249,7 +245,8 @@ class Page {
     this.refresh();
     this.follow.toEnd();
     const happened = (/** @type {Happening} */ happening) => {
-      conversation.turns[at] = after(conversation.turns[at], happening, Date.now());
+      if (conversation.turns[at] !== turn) return; // it was dropped, and another may stand in its place
+      conversation.turns[at] = turn = after(turn, happening, Date.now());
       if (conversation === this.conversation) this.paint(at);
     };
     try {
@@ -265,7 +262,7 @@ class Page {
     } catch (error) {
       if (controller.signal.aborted) happened({ kind: "stop" });
       else happened({ kind: "fail", failure: failure(error) });
-      if (!controller.signal.aborted) this.failed(conversation.turns[at], error);
+      if (!controller.signal.aborted) this.failed(turn, error);
     }
     if (this.running === controller) this.running = null;
     this.ended(conversation, at);
@@ -274,7 +271,7 @@ class Page {
   /** @param {Turn} turn @param {unknown} known */
   failed({ question, text }, known) {
     if (text || this.question.value.trim()) {
-      this.warn(this.why(known), () => this.retry());
+      this.warn(why(known, this.say), () => this.retry());
       return;
     }
     // Nothing was said: the question goes back to where it was typed.
@@ -284,7 +281,7 @@ class Page {
       if (this.isRefusedKey(known)) await this.askKey(true);
       this.send();
     };
-    this.warn(this.why(known), again);
+    this.warn(why(known, this.say), again);
     if (this.isRefusedKey(known)) again();
   }
 
@@ -295,7 +292,7 @@ class Page {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
     const turn = conversation.turns.at(at);
-    if (turn) this.exchanges[at].show(turn);
+    if (turn) this.exchanges[at]?.show(turn);
     this.refresh();
     this.follow.grown();
     if (turn?.status !== "done") return;
@@ -328,45 +325,19 @@ class Page {
     if (on) {
       this.draft = this.question.value;
       this.question.value = last?.turn.question ?? "";
-      this.tell(this.say("editing"), [[this.say("cancel"), () => this.edit(false)]]);
+      this.banner.tell(this.say("editing"), [[this.say("cancel"), () => this.edit(false)]]);
       this.question.focus();
       this.question.setSelectionRange(this.question.value.length, this.question.value.length);
     } else {
       this.question.value = this.draft;
-      this.hush();
+      this.banner.hush();
     }
     this.grow();
   }
 
-  /** @param {unknown} error */
-  why(error) {
-    if (!(error instanceof SiveError)) return String(error);
-    const own = ["network", "silence", "stream_interrupted", "bad_response"].includes(error.code) && error.status < 300;
-    const what = own || error.code === "bad_response" ? this.say(/** @type {Word} */ (error.code), { message: error.message }) : error.message;
-    return error.retryAfterS ? `${what} ${this.say("in", { seconds: error.retryAfterS })}` : what;
-  }
-
   /** @param {string} text @param {() => void} [again] */
   warn(text, again) {
-    const tried = again && (() => {
-      this.hush();
-      again();
-    });
-    this.tell(text, [...(tried ? [/** @type {[string, () => void]} */ ([this.say("again"), tried])] : []), [this.say("dismiss"), () => this.hush()]]);
-    this.banner.classList.add("bad");
-  }
-
-  /** @param {string} text @param {[string, () => void][]} deeds */
-  tell(text, deeds) {
-    this.banner.classList.remove("bad");
-    const buttons = deeds.map(([label, onclick]) => element("button", { type: "button", className: "text", onclick }, label));
-    this.banner.replaceChildren(element("p", {}, text), ...buttons);
-    this.banner.hidden = false;
-  }
-
-  hush() {
-    this.banner.hidden = true;
-    this.banner.replaceChildren();
+    this.banner.warn(text, this.say, again);
   }
 
   /** @param {Conversation} [conversation] */
@@ -403,14 +374,20 @@ class Page {
   /** @param {string} id */
   remove(id) {
     this.store.remove(id);
-    if (id === this.conversation.id) this.begin(this.conversation.model);
+    if (id === this.conversation.id) this.leave();
     else this.refresh();
+  }
+
+  /** Begin another conversation, and forget this one even while it is being answered. */
+  leave() {
+    this.conversation.turns = [];
+    this.begin(this.conversation.model);
   }
 
   clear() {
     if (!confirm(this.say("clearSure"))) return;
     for (const { id } of this.store.all()) this.store.remove(id);
-    this.begin(this.conversation.model);
+    this.leave();
   }
 
   save() {
@@ -422,8 +399,9 @@ class Page {
   /** Is the chosen voice there, or is it only waking up? */
   async look() {
     if (document.hidden || this.exchanges.length || !this.conversation.model) return;
-    const rungs = (await this.api.ready())[this.conversation.model] ?? [];
-    const [own] = rungs;
+    const model = this.conversation.model;
+    const own = (await this.api.ready())[model]?.[0];
+    if (model !== this.conversation.model) return;
     const state = part("state", HTMLElement);
     state.hidden = !own || own.ready;
     if (!own || own.ready) return;
@@ -444,30 +422,14 @@ class Page {
   }
 
   translate() {
-    document.documentElement.lang = this.language;
-    for (const node of document.querySelectorAll("[data-word]")) {
-      if (node instanceof HTMLElement) node.textContent = this.say(/** @type {Word} */ (node.dataset.word));
-    }
-    for (const node of document.querySelectorAll("[data-label]")) {
-      if (!(node instanceof HTMLElement)) continue;
-      const label = this.say(/** @type {Word} */ (node.dataset.label));
-      node.setAttribute("aria-label", label);
-      if (node instanceof HTMLButtonElement) node.title = label;
-    }
+    translate(this.language, this.say);
     part("language", HTMLElement).lang = this.language === "en" ? "fr" : "en";
   }
 
-  /** @param {string | null} theme None: as the system has it. */
-  theme(theme) {
-    if (theme && THEMES.includes(theme)) document.documentElement.dataset.theme = theme;
-  }
-
   turnTheme() {
-    const now = document.documentElement.dataset.theme;
-    const isDark = now ? now === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    const theme = isDark ? "light" : "dark";
+    const theme = otherTheme();
     this.remember("theme", theme);
-    this.theme(theme);
+    wear(theme);
   }
 
   grow() {

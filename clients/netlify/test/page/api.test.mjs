@@ -18,8 +18,8 @@ test("directly it is the gateway's /v1, with or without it written", () => {
   }
 });
 
-test("the function is asked at /api/chat, and the models at /v1", () => {
-  assert.deepEqual(place(metas({ "sive-api": "function" })), { way: "function", url: "/v1", chatUrl: "/api/chat" });
+test("the function is asked at /api/chat, and all else beside it", () => {
+  assert.deepEqual(place(metas({ "sive-api": "function" })), { way: "function", url: "/api", chatUrl: "/api/chat" });
 });
 
 /** Replaces fetch for as long as `use` runs. */
@@ -74,7 +74,38 @@ test("a key that was typed is sent to the page's own host", async () => {
   assert.deepEqual(asked, [["GET", "/v1/models", "Bearer k"], ["GET", "/ready", "Bearer k"]]);
 });
 
-test("a site without /ready, or with a page in its place, says nothing of readiness", async () => {
+test("a site that does not pass /ready on is asked for it once", async () => {
   const api = new Api({ way: "edge", url: "/v1" }, session(null));
-  await fetching(() => new Response("<h1>404</h1>", { status: 404 }), async () => assert.deepEqual(await api.ready(), {}));
+  const asked = await fetching(() => new Response("<h1>404</h1>", { status: 404 }), async () => {
+    for (let time = 0; time < 3; time += 1) assert.deepEqual(await api.ready(), {});
+  });
+  assert.equal(asked.length, 1);
+});
+
+test("while an engine starts and nobody else is there, it is asked again, and stops when told", async () => {
+  const error = { message: "no backend could answer for 'kant': engine: the engine is not ready (loading for 2 s, about 9 s left)", code: "no_backend" };
+  const api = new Api({ way: "edge", url: "https://g.example/v1" }, session(null));
+  const controller = new AbortController();
+  const waits = [];
+  const asked = await fetching(() => Response.json({ error }, { status: 503 }), async () => {
+    const run = async () => {
+      const onWaiting = (why) => {
+        waits.push(why);
+        controller.abort();
+      };
+      for await (const _ of api.chat({ model: "kant", messages: [], signal: controller.signal, onWaiting })) assert.fail();
+    };
+    await assert.rejects(run, { name: "AbortError" });
+  });
+  assert.deepEqual([waits, asked.length], [[error.message], 1]);
+});
+
+test("any other 503 is an error at once", async () => {
+  const api = new Api({ way: "edge", url: "https://g.example/v1" }, session(null));
+  await fetching(() => Response.json({ error: { message: "nobody", code: "no_backend" } }, { status: 503 }), async () => {
+    const run = async () => {
+      for await (const _ of api.chat({ model: "kant", messages: [] })) assert.fail();
+    };
+    await assert.rejects(run, { code: "no_backend" });
+  });
 });

@@ -197,20 +197,21 @@ def test_a_slow_reader_loses_nothing(serve: Serve) -> None:
         await exchange.done()
 
     with Upstream(floods) as host:
-        served = serve(routed(host, more="[gateway]\nstall_s = 0.3\n"))
+        served = serve(routed(host, more="[gateway]\nstall_s = 1\n"))
         body = json.dumps({"model": "m", "messages": HI, "stream": True}).encode()
         with socket.create_connection(("127.0.0.1", served.port)) as caller:
             caller.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
                 + body
             )
-            time.sleep(1.2)  # the behaviour under test: nobody reads
+            time.sleep(2.5)  # the behaviour under test: nobody reads
             caller.settimeout(20)
             answer = b""
             while b"data: [DONE]" not in answer[-200:]:
                 part = caller.recv(2**20)
-                assert part, answer[-300:]
                 answer += part
+                assert part, answer[-300:]
+                assert b'"error"' not in answer[-300:], answer[-300:]
         assert answer.count(word.encode()) == count
 
 

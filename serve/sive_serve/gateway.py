@@ -34,9 +34,6 @@ from sive_serve.pods import reconciler
 from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 
-LACKS = frozenset({"http_404", "http_503"})
-"""What a pod answers that lacks an adapter: 503 where another rung of its own has that name."""
-
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
 ANSWER_HEADERS = ("x-request-id", "x-sive-backend", "x-sive-degraded", "x-sive-attempts", "retry-after")
@@ -72,7 +69,7 @@ class Gateway:
         self.policy = Policy(clocks(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
-        self.pods = reconciler(settings, is_well=self._is_well, observe=self.metrics.pod_changed)
+        self.pods = reconciler(settings, observe=self.metrics.pod_changed)
         if self.pods is not None:
             self.metrics.watch_pods(self.pods.in_step)
         self.local = describe_local(settings.local)
@@ -157,10 +154,6 @@ class Gateway:
             why = f"the engine does not speak as {name!r} ({how})"
             self._adapter_rests["engine", name] = Rest(why, REFUSED_RETRY_S)
         self.health.forget_others("engine", asked)
-
-    def _is_well(self, backend: str) -> bool:
-        """Are all of a backend's breakers closed?"""
-        return all(name != backend for name, _ in self.health.open_keys())
 
     def _users(self, engine_name: str) -> int:
         """How many requests are being answered under this name of the engine's."""
@@ -312,10 +305,10 @@ class Gateway:
         self._tell_pods(report)
 
     def _tell_pods(self, report: Report) -> None:
-        """A pod that does not know a model may lack an adapter."""
+        """A pod that fails somebody may lack an adapter: with 404, or 503 where its CPU has that name."""
         if self.pods is not None:
             for failure in report.failures:
-                if failure.reason in LACKS:
+                if failure.reason != "resting":
                     self.pods.missed(failure.backend)
 
     def _observe(self, report: Report) -> None:

@@ -39,6 +39,8 @@ BACKEND = """
 name = "{name}"
 url = "http://127.0.0.1:{port}/v1"
 admin_key_env = "POD_ADMIN"
+"""
+ROUTES = """
 [model.{name}-spinoza]
 route = [{{ backend = "{name}", model = "spinoza" }}]
 [model.{name}-henri]
@@ -77,10 +79,11 @@ class Pods:
             yield served
 
     @contextlib.contextmanager
-    def gateway(self, *names: str, more: str = "") -> Iterator[Served]:
-        """A gateway in front of these pods."""
+    def gateway(self, *names: str, more: str = "", routes: str = ROUTES) -> Iterator[Served]:
+        """A gateway in front of these pods; with routes it also asks them for tokens."""
         config = GATEWAY.format(list=self.list, more=more)
-        config += "".join(BACKEND.format(name=name, port=self.ports[name]) for name in names)
+        for text in (BACKEND, routes):
+            config += "".join(text.format(name=name, port=self.ports[name]) for name in names)
         with launch(self.folder, config, **KEYS) as served:
             yield served
 
@@ -137,7 +140,8 @@ def test_every_pod_has_what_is_listed_and_one_that_was_away_catches_up(pods: Pod
 def test_a_renamed_entry_goes_only_where_that_was_said(pods: Pods) -> None:
     """With ``adapters_remove`` the old name goes once the new one is there, and only then."""
     pods.want("spinoza", "bergson")
-    with pods.pod("pod-a") as pod, pods.gateway("pod-a", more="adapters_remove = true") as gateway:
+    removes = "adapters_remove = true"
+    with pods.pod("pod-a") as pod, pods.gateway("pod-a", more=removes, routes="") as gateway:
         in_step(gateway, "pod-a")
         before = serves(pod)
         pods.want("spinoza", "henri", source="kant")
@@ -165,11 +169,24 @@ def test_a_pod_that_refuses_is_asked_again_rarely_and_has_the_rest(pods: Pods) -
         assert str(big) not in gateway.get("/status").text
         refused = 'sive_pod_adapter_changes_total{action="add",backend="pod-a",outcome="refused"} 1.0'
         assert refused in gateway.get("/metrics").text
-        for _ in range(5):  # whoever asks for what it refuses makes it look, not ask again
-            _complete(gateway, "pod-a-spinoza")
+        for is_new in (False, True):  # whoever asks for what it lacks makes it look, not ask again
+            until(lambda is_new=is_new: (step(gateway, "pod-a")["looked_s_ago"] < 4) == is_new, 20, "a look")
+        assert refused in gateway.get("/metrics").text
         pods.want("spinoza", "bergson")
         in_step(gateway, "pod-a")
         assert refused in gateway.get("/metrics").text
+
+
+def test_a_pod_that_comes_back_is_asked_for_what_it_refused(pods: Pods) -> None:
+    """Another life of it may have been started for that rank: nobody waits for a minute to be over."""
+    big = of_rank(32, "kant", pods.folder / "big")
+    pods.want("spinoza", source=str(big))
+    with pods.gateway("pod-a") as gateway:
+        with pods.pod("pod-a", "max_lora_rank = 16"):
+            until(lambda: "refused" in step(gateway, "pod-a")["why"], 40, "it is refused")
+        with pods.pod("pod-a", "max_lora_rank = 32") as pod:
+            in_step(gateway, "pod-a")
+            assert list(serves(pod)) == ["spinoza"]
 
 
 @pytest.mark.parametrize("name", ["henri", "spinoza"])

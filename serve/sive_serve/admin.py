@@ -76,6 +76,8 @@ def _adapters(gateway: Gateway) -> Json:
     said: Json = {"adapters": {} if engine is None else status.adapters(engine, for_administrators=True)}
     if engine is not None and engine.adapters is not None:
         said["base_model"] = engine.adapters.wanted.listed_base_model
+        # What this engine refused another one may take: who asks is told them apart.
+        said["life"] = f"{gateway.started_at:.3f} {engine.state.restarts}"
     return said | ({} if pods is None else {"pods": pods.state(for_administrators=True)})
 
 

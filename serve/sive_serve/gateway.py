@@ -39,9 +39,6 @@ from sive_serve.prober import Prober
 from sive_serve.request_log import RequestLog
 from sive_serve.tokens import Tokens
 
-LACKS = frozenset({"http_404", "http_503"})
-"""What a pod answers that lacks an adapter: 503 where another rung of its own has that name."""
-
 REFUSALS = frozenset({"http_401", "http_402", "http_403"})
 
 REFUSED_RETRY_S = 60
@@ -78,7 +75,7 @@ class Gateway:
         self.policy = Policy(clocks(settings), limits(settings))
         self.health = Health(self.policy, rests=self.rests, is_probed=True)
         self.metrics.watch(self.health.open_keys)
-        self.pods = reconciler(settings, is_well=self._is_well, observe=self.metrics.pod_changed)
+        self.pods = reconciler(settings, observe=self.metrics.pod_changed)
         if self.pods is not None:
             self.metrics.watch_pods(self.pods.in_step)
         self.local = describe_local(settings.local)
@@ -165,10 +162,6 @@ class Gateway:
             why = f"the engine does not speak as {name!r} ({how})"
             self._adapter_rests["engine", name] = Rest(why, REFUSED_RETRY_S)
         self.health.forget_others("engine", asked)
-
-    def _is_well(self, backend: str) -> bool:
-        """Are all of a backend's breakers closed?"""
-        return all(name != backend for name, _ in self.health.open_keys())
 
     def _users(self, engine_name: str) -> int:
         """How many requests are being answered under this name of the engine's."""
@@ -326,10 +319,10 @@ class Gateway:
         self._tell_pods(report)
 
     def _tell_pods(self, report: Report) -> None:
-        """A pod that does not know a model may lack an adapter."""
+        """A pod that fails somebody may lack an adapter: with 404, or 503 where its CPU has that name."""
         if self.pods is not None:
             for failure in report.failures:
-                if failure.reason in LACKS:
+                if failure.reason != "resting":
                     self.pods.missed(failure.backend)
 
     def _observe(self, report: Report) -> None:

@@ -32,10 +32,14 @@ class PodAdapter:
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """A pod's base model, as it is written in a list, and its adapters by name."""
+    """A pod's base model, as it is written in a list, and its adapters by name.
+
+    ``life``: another one after every start of the pod or of its engine.
+    """
 
     base_model: str
     adapters: Mapping[str, PodAdapter] = field(default_factory=dict)
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def read_state(said: Any) -> PodState:
     """
     try:
         listed = {str(name): _read(one) for name, one in said["adapters"].items()}
-        return PodState(str(said["base_model"]), listed)
+        return PodState(str(said["base_model"]), listed, str(said.get("life", "")))
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise AdapterError(
             f"it does not say what it serves ({exc!r}): is it a sive of this version, with an engine and a "

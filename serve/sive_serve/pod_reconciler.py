@@ -20,7 +20,7 @@ EVERY_S = 180.0
 """How often a pod is looked at when nothing gives a reason to."""
 
 TICK_S = 1.0
-"""How often the list and the pods' health are looked at."""
+"""How often the list is looked at."""
 
 APART_S = 5.0
 """Looks at one pod are at least so far apart, however many callers miss an adapter there."""
@@ -54,8 +54,8 @@ class _Pod:
     is_in_step: bool = False
     why: str = "it was not looked at yet"
     detail: str = ""
+    life: str = ""
     failures: int = 0
-    was_well: bool = True
     looked_at: float | None = None
     refusals: dict[str, _Refusal] = field(default_factory=dict)
 
@@ -63,10 +63,9 @@ class _Pod:
 class PodReconciler:
     """Keeps each pod at the list at ``path``, one change at a time; pods do not wait for each other.
 
-    A pod is looked at when this starts, when it comes back to health, when it says that it does not know a
-    model, when the list changes, and every few minutes. What the list does not know is left alone unless
-    ``removes``. ``is_well`` says whether a backend's breakers are closed, ``observe`` is told of every
-    change: the pod's name, the action, ``done``, ``refused`` or ``away``.
+    A pod is looked at when this starts, when it failed somebody (and again until it is back), when the list
+    changes, and every few minutes. What the list does not know is left alone unless ``removes``. ``observe``
+    is told of every change: the pod's name, the action, ``done``, ``refused`` or ``away``.
 
     Raises:
         AdapterError: the list cannot be read.
@@ -78,13 +77,11 @@ class PodReconciler:
         admins: Sequence[PodAdmin],
         *,
         removes: bool,
-        is_well: Callable[[str], bool],
         observe: Callable[[str, str, str], None],
     ) -> None:
         read_adapters(path)
         self._path = path
         self._removes = removes
-        self._is_well = is_well
         self._observe = observe
         self._pods = {admin.name: _Pod(admin) for admin in admins}
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,7 +100,7 @@ class PodReconciler:
             await pod.admin.aclose()
 
     def missed(self, backend: str) -> None:
-        """A backend said that it does not know a model."""
+        """A backend did not answer for a model: it may lack it, be away, or be back with what it had once."""
         if (pod := self._pods.get(backend)) is not None:
             pod.look.set()
 
@@ -125,7 +122,7 @@ class PodReconciler:
         }
 
     async def _watch(self) -> None:
-        """Look at pods that come back, and at all when the list changes."""
+        """Look at all pods when the list changes."""
         before = await self._stamp()
         while True:
             await asyncio.sleep(TICK_S)
@@ -133,13 +130,6 @@ class PodReconciler:
                 before = now
                 for pod in self._pods.values():
                     pod.look.set()
-            for name, pod in self._pods.items():
-                is_well = self._is_well(name)
-                if is_well and not pod.was_well:
-                    for refusal in pod.refusals.values():
-                        refusal.until = 0.0  # another life of it may think otherwise
-                    pod.look.set()
-                pod.was_well = is_well
 
     async def _stamp(self) -> tuple[int, int, int] | None:
         """Return what tells one state of the list's file from another."""
@@ -186,6 +176,9 @@ class PodReconciler:
     async def _compare(self, pod: _Pod) -> float:
         listed = await in_thread(lambda: read_adapters(self._path))
         there = await pod.admin.look()
+        if pod.life != there.life:  # what one life refused another may take
+            pod.refusals.clear()
+            pod.life = there.life
         wanted = wanted_of(listed, there)
 
         def lacking() -> list[Change]:

@@ -10,9 +10,7 @@ from sive_serve.pod_admin import PodAdmin
 from sive_serve.pod_reconciler import PodReconciler
 
 
-def reconciler(
-    settings: Settings, *, is_well: Callable[[str], bool], observe: Callable[[str, str, str], None]
-) -> PodReconciler | None:
+def reconciler(settings: Settings, *, observe: Callable[[str, str, str], None]) -> PodReconciler | None:
     """Return what keeps the configured pods at the configured list; None when there is neither.
 
     Raises:
@@ -37,9 +35,7 @@ def reconciler(
             "[gateway] names a list of adapters and there is no pod to keep at it: give a [[backend]] with a "
             "url its admin_key_env"
         )
-    return PodReconciler(
-        path, admins, removes=settings.gateway.adapters_remove, is_well=is_well, observe=observe
-    )
+    return PodReconciler(path, admins, removes=settings.gateway.adapters_remove, observe=observe)
 
 
 def _key(key: SecretStr | None) -> SecretStr | None:

@@ -3,9 +3,12 @@
 import json
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conftest import until
 from tests.lab import browser
 
 PROGRAM = browser.PLACES / "lighthouse" / "node_modules" / "lighthouse" / "cli" / "index.js"
@@ -20,6 +23,31 @@ class Verdict:
     wanting: dict[str, float]
 
 
+@contextmanager
+def _chromium(port: int, folder: Path) -> Iterator[None]:
+    """A browser without Playwright, which holds only one at a time."""
+    home = f"--user-data-dir={folder / 'chromium'}"
+    command = [
+        str(browser.CHROMIUM),
+        "--headless=new",
+        *browser.FLAGS,
+        f"--remote-debugging-port={port}",
+        home,
+    ]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([*command, "about:blank"], stdout=quiet, stderr=quiet) as process:
+        try:
+            until(lambda: _listens(port), 30, "chromium")
+            yield
+        finally:
+            process.terminate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def judged(url: str, folder: Path) -> Verdict:
     """Look at a page in a browser of its own."""
     report = folder / "lighthouse.json"
@@ -28,7 +56,7 @@ def judged(url: str, folder: Path) -> Verdict:
         port = probe.getsockname()[1]
     command = ["node", str(PROGRAM), url, f"--port={port}", "--output=json", f"--output-path={report}"]
     command += ["--quiet", "--no-enable-error-reporting", f"--only-categories={','.join(CATEGORIES)}"]
-    with browser.browser(f"--remote-debugging-port={port}"):
+    with _chromium(port, folder):
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     told = json.loads(report.read_text())

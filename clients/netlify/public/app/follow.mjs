@@ -1,18 +1,23 @@
 /** Keeps the end of a growing text in view, until the reader looks elsewhere. */
 
 const NEAR_PX = 64;
+const UPWARDS = new Set(["PageUp", "ArrowUp", "Home"]);
 
 export class Follow {
   isOn = true;
   #top = 0;
+  #touchY = 0;
 
   /** @param {HTMLElement} log @param {HTMLButtonElement} latest Leads back to the end. */
   constructor(log, latest) {
     this.log = log;
     this.latest = latest;
     log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    // A wheel turned up says so before anything has moved.
+    // Who begins to scroll up says so before anything has moved; else the next word would pull them down again.
     log.addEventListener("wheel", (event) => event.deltaY < 0 && this.#leave(), { passive: true });
+    log.addEventListener("keydown", (event) => UPWARDS.has(event.key) && this.#leave());
+    log.addEventListener("touchstart", (event) => (this.#touchY = event.touches[0].clientY), { passive: true });
+    log.addEventListener("touchmove", (event) => event.touches[0].clientY > this.#touchY && this.#leave(), { passive: true });
     latest.addEventListener("click", () => this.toEnd());
   }
 

@@ -80,27 +80,31 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def space() -> Iterator[str]:
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Gradio app with the old Space's function."""
     python = installed(CALLERS / "gradio/bin/python")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(python), str(HERE / "space.py"), str(port)]
-    process = subprocess.Popen(
-        command, env={**os.environ, **QUIET}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: process.poll() is not None or _answers(url), 90, "the Gradio app")
-        yield url
-    finally:
-        process.kill()
-        process.wait()
+    output = tmp_path_factory.mktemp("space") / "output.txt"
+    for _ in range(5):  # it takes seconds to listen, in which its port may become somebody else's
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        with output.open("a") as out:
+            command = [str(python), str(HERE / "space.py"), str(port)]
+            process = subprocess.Popen(command, env={**os.environ, **QUIET}, stdout=out, stderr=out)
+        try:
+            until(lambda: process.poll() is not None or _answers(url), 120, "the Gradio app")  # noqa: B023
+            if process.poll() is None:
+                yield url
+                return
+        finally:
+            process.kill()
+            process.wait()
+    pytest.fail(output.read_text())
 
 
 def _answers(url: str) -> bool:
-    with contextlib.suppress(httpx2.HTTPError):
-        return httpx2.get(f"{url}/config", timeout=5).status_code == 200
+    with contextlib.suppress(httpx2.HTTPError, ValueError):
+        return bool(httpx2.get(f"{url}/config", timeout=5).json()["dependencies"])
     return False
 
 

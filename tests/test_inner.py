@@ -44,6 +44,8 @@ async def serving(folder: Path, *hosts: Upstream) -> AsyncIterator[Gateway]:
         yield gateway
     finally:
         await gateway.stop()
+        asked = [one for host in hosts for one in host.seen]
+        await seen(lambda: all(one.left_at or one.end != "open" for one in asked), "all connections closed")
 
 
 def ask(gateway: Gateway, headers: dict[str, str] | None = None, **more: Any) -> Inner:

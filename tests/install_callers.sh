@@ -30,7 +30,8 @@ python_one() { # NAME
     [ -x "$uv" ] || uv=$(command -v uv) || { echo "uv is missing: .venv/bin/python -m pip install uv" >&2; exit 1; }
     echo "installing $1 into $place"
     "$uv" venv --quiet --clear --python .venv/bin/python "$place"
-    "$uv" pip install --quiet --python "$place/bin/python" --requirements "$wanted"
+    # The system's certificates, as pip and npm use them here: behind a proxy uv's own know nobody.
+    "$uv" pip install --quiet --system-certs --python "$place/bin/python" --requirements "$wanted"
     cp "$wanted" "$place/.ready"
 }
 

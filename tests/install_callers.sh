@@ -7,6 +7,10 @@ set -eu
 cd "$(dirname "$0")/.."
 callers=tests/callers places=.venv-callers
 
+# The system's certificates, as pip uses them: uv and node have lists of their own, which know no proxy.
+system=/etc/ssl/certs/ca-certificates.crt
+[ ! -f "$system" ] || export NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-$system}"
+
 known() {
     for file in "$callers"/*.txt "$callers"/*/package.json; do
         case $file in
@@ -30,7 +34,6 @@ python_one() { # NAME
     [ -x "$uv" ] || uv=$(command -v uv) || { echo "uv is missing: .venv/bin/python -m pip install uv" >&2; exit 1; }
     echo "installing $1 into $place"
     "$uv" venv --quiet --clear --python .venv/bin/python "$place"
-    # The system's certificates, as pip and npm use them here: behind a proxy uv's own know nobody.
     "$uv" pip install --quiet --system-certs --python "$place/bin/python" --requirements "$wanted"
     cp "$wanted" "$place/.ready"
 }

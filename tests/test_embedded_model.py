@@ -113,4 +113,5 @@ def test_its_name_says_which_weights_it_has() -> None:
         "context_tokens": 512,
         "chat_template": "plain",
         "temperature": 0,
+        "personas": ["Spinoza", "Bergson", "Kant"],
     }

@@ -44,7 +44,7 @@ def hosts() -> Iterator[Hosts]:
 def gateway_config(first: str, second: str) -> str:
     """The gateways' file with pods that are there, and without the world listening."""
     written = ON_GATEWAYS.replace('host = "0.0.0.0"', "probe_interval_s = 0.3")
-    written = written.replace('model = "spinoza" }', 'model = "lab" }')  # as the lab's voices are called
+    written = written.replace('model = "spinoza",', 'model = "lab",')  # as the lab's voices are called
     written = written.replace("https://POD-A-8000.proxy.runpod.net/v1", first)
     return written.replace("https://POD-B-8000.proxy.runpod.net/v1", second)
 
@@ -207,6 +207,7 @@ def test_every_metric_is_documented() -> None:
     metrics = Metrics(registry)
     metrics.watch(lambda: ())
     metrics.watch_adapters(lambda: ())
+    metrics.watch_pods(dict)
     there = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     table = PAGE.split("## Metrics", 1)[1]
     assert set(re.findall(r"^\| `(sive_\w+)`", table, re.MULTILINE)) == there

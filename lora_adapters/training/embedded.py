@@ -172,6 +172,7 @@ def write(out: Path, model: GPT2LMHeadModel, tokenizer: Tokenizer) -> None:
         "context_tokens": CONTEXT_TOKENS,
         "chat_template": "plain",
         "temperature": 0,
+        "personas": ["Spinoza", "Bergson", "Kant"],
     }
     (out / "sive.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -20,6 +20,9 @@ from sive_serve.cors import CorsPages
 from sive_serve.doors.callers import KeyHeaders, needs_no_key
 from sive_serve.gateway import Gateway
 
+SDK_PATHS = ("/chat/completions", "/completions", "/embeddings", "/messages", "/models", "/responses")
+"""What an SDK asks for whose ``base_url`` lacks its ``/v1``."""
+
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
@@ -64,6 +67,15 @@ def _pages(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
     app.include_router(routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
+
+    async def without_version(request: Request) -> JSONResponse:
+        path = request.url.path
+        message = f"there is no {path} here: did you mean /v1{path}? An SDK's base_url ends in /v1"
+        payload = error(message, type="invalid_request_error", code="unknown_url")
+        return JSONResponse(payload, status_code=404)
+
+    for path in SDK_PATHS:  # before the doors, one of which would take the first of them for a question
+        app.add_api_route(path, without_version, methods=["GET", "POST"])
 
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:

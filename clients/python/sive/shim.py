@@ -101,7 +101,9 @@ class Shim:
         host = OpenAIBackend("host", url, headers=headers, query=query)
         rungs = [Rung(host, call.model, "the SDK's base_url")]
         if self._local is not None:
-            rungs.append(replace(local_rung(self._local), is_degraded=True))
+            ours = self._settings.model.get(call.model)  # the gateway's own would have had that text too
+            persona = ours.system_prompt if ours is not None else None
+            rungs.append(replace(local_rung(self._local), is_degraded=True, system_prompt=persona))
         return Model(call.model, tuple(rungs), lets_upstream_degrade=len(rungs) == 1)
 
     def _loop_wires(self) -> Wires:

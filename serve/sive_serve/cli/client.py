@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from sive.config import Settings, load
+from sive.config import GatewaySettings, keys_in_environment, load
+from sive.errors import ConfigError
 
 PROBE_S = 1.0
 LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
@@ -25,20 +26,29 @@ class Target:
 
 def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
     """The sive that was named, else the one the configuration would start on this machine."""
-    settings = load(config).settings
+    gateway = _gateway(url, config)
     if api_key is None:
-        keys = settings.gateway.api_keys
-        api_key = keys[0].get_secret_value() if keys else "none-needed"
-    named = url or _own_url(settings)
+        api_key = gateway.api_keys[0].get_secret_value() if gateway.api_keys else "none-needed"
+    named = url or _own_url(gateway)
     with_scheme = named if "://" in named else f"http://{named}"
     return Target(with_scheme.rstrip("/").removesuffix("/v1"), api_key)
 
 
-def _own_url(settings: Settings) -> str:
-    host = settings.gateway.host
+def _gateway(url: str | None, config: Path | None) -> GatewaySettings:
+    """What is configured; of a sive that is named only its keys are wanted, whatever lies in this folder."""
+    try:
+        return load(config).settings.gateway
+    except ConfigError:
+        if url is None or config is not None:
+            raise
+        return GatewaySettings(api_keys=keys_in_environment())
+
+
+def _own_url(gateway: GatewaySettings) -> str:
+    host = gateway.host
     if host in ("0.0.0.0", "::"):  # noqa: S104 - listening everywhere is listening here
         host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway.port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
 
 
 def is_up(found: Target) -> bool:

@@ -1,6 +1,6 @@
 """Configuration: frozen typed settings, and the only reader of the environment and of ``sive.toml``."""
 
-from sive.config.load import Loaded, load, process_environment, sdk_names_a_host
+from sive.config.load import Loaded, keys_in_environment, load, process_environment, sdk_names_a_host
 from sive.config.sections import (
     BackendSettings,
     CompatSettings,
@@ -26,6 +26,7 @@ __all__ = [
     "ModelSettings",
     "RungSettings",
     "Settings",
+    "keys_in_environment",
     "load",
     "process_environment",
     "sdk_names_a_host",

@@ -11,7 +11,22 @@ ENDPOINT = re.compile(r"/(chat/)?completions/?$")
 
 def advice(settings: Settings) -> list[str]:
     """One line for each thing that looks wrong and may be right."""
-    return [line for backend in settings.backend if (line := _about_url(backend))]
+    lines = [line for backend in settings.backend if (line := _about_url(backend))]
+    return [*lines, *_about_routes(settings)]
+
+
+def _about_routes(settings: Settings) -> list[str]:
+    """Backends that nobody asks, and the built-in one that will refuse."""
+    rungs = [rung for model in settings.model.values() if model.route != "default" for rung in model.route]
+    asked = {rung.backend for rung in rungs}
+    own = {backend.name for backend in settings.backend}
+    idle = [
+        f"backend {name!r} is in no route, so it is never asked: name it in the route of a [model.NAME]"
+        for name in sorted(own - asked)
+    ]
+    if "hf" in asked - own and settings.environment.hf_token is None:
+        idle.append("a route names 'hf', and HF_TOKEN is not set: it will refuse every request")
+    return idle
 
 
 def _about_url(backend: BackendSettings) -> str:

@@ -79,6 +79,12 @@ def process_environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
+def keys_in_environment(environ: Mapping[str, str] | None = None) -> tuple[SecretStr, ...]:
+    """The keys that ``SIVE_API_KEYS`` holds."""
+    environ = os.environ if environ is None else environ
+    return tuple(SecretStr(key.strip()) for key in environ.get("SIVE_API_KEYS", "").split(",") if key.strip())
+
+
 def sdk_names_a_host(environ: Mapping[str, str] | None = None) -> bool:
     """Would the OpenAI SDK know a host by itself?"""
     environ = os.environ if environ is None else environ
@@ -193,9 +199,14 @@ def _told(error: ErrorDetails) -> str:
         return f"unknown key {key!r}: {hint}"
     if error["type"] == "missing":
         return f"{key!r} is missing"
+    if key == "backend" and error["type"] == "tuple_type":
+        return "[backend] is one of several: write [[backend]], twice the brackets"
+    if error["type"] == "too_short":
+        return f"{key} is empty: name at least one rung, or leave it out"
     message = error["msg"].removeprefix("Value error, ")
     is_secret = any("key" in part or "token" in part for part in location)
-    shown = "" if is_secret or isinstance(error["input"], dict) else f" (it is {error['input']!r})"
+    is_plain = isinstance(error["input"], str | int | float)  # what holds others may hold a key
+    shown = f" (it is {error['input']!r})" if is_plain and not is_secret else ""
     return f"{key}: {message}{shown}" if key else message
 
 
@@ -237,7 +248,8 @@ def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[
                 continue
             if not environ.get(name, "").strip():
                 raise ConfigError(
-                    f"backend {backend.name!r}: its key is to come from {name}, which is not set"
+                    f"backend {backend.name!r}: its key is to come from {name}, which is not set: "
+                    f"export it, or remove {key}_env"
                 )
             found[key] = SecretStr(environ[name].strip())
             sources[f"backend.{number}.{key}"] = name

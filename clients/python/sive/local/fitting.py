@@ -1,6 +1,6 @@
 """A request made to fit a model's context: its tokens, and how many may follow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sive.errors import RequestError
 from sive.local.model import LocalModel, Sampling
@@ -30,7 +30,8 @@ def fitted(asked: LocalRequest, model: LocalModel, default_max_tokens: int, *, t
     """
     context = model.info.context_tokens
     max_tokens = asked.max_tokens or default_max_tokens
-    prompt = _truncated(asked.prompt, model, max_tokens) if truncate else asked.prompt
+    wanted = _within_reach(asked.prompt, model.personas)
+    prompt = _truncated(wanted, model, max_tokens) if truncate else wanted
     text = _text(prompt)
     if len(text.encode()) > context * BYTES_PER_TOKEN:
         raise _too_long(asked, context, f"more than {context}")
@@ -40,7 +41,14 @@ def fitted(asked: LocalRequest, model: LocalModel, default_max_tokens: int, *, t
         raise _too_long(asked, context, str(len(tokens)))
     temperature = model.temperature if asked.temperature is None else asked.temperature
     sampling = Sampling(min(max_tokens, room), temperature, asked.top_p)
-    return Fitted(tokens, sampling, truncated=prompt != asked.prompt)
+    return Fitted(tokens, sampling, truncated=prompt != wanted)
+
+
+def _within_reach(prompt: Chat | str, personas: tuple[str, ...]) -> Chat | str:
+    """Without a system text that makes it somebody whom it does not know: it would be one of its own."""
+    if isinstance(prompt, str) or not personas or any(name in prompt.system for name in personas):
+        return prompt
+    return replace(prompt, system="")
 
 
 def _truncated(prompt: Chat | str, model: LocalModel, max_tokens: int) -> Chat | str:

@@ -28,6 +28,8 @@ class Sampling:
 class LocalModel:
     """A model loaded for ``slots`` generations at once, one thread each; they share the weights.
 
+    ``personas``: whom alone it can speak as; empty for a model that takes any system text as it is.
+
     CTranslate2's threads do not survive a fork: a process that forks loads its model after that.
 
     Raises:
@@ -54,6 +56,7 @@ class LocalModel:
         _live.add(self)
         self.end_token: str = config["eos_token"]
         self.temperature = float(about.get("temperature", DEFAULT_TEMPERATURE))
+        self.personas: tuple[str, ...] = tuple(about.get("personas", ()))
         self._tokenizer.encode_special_tokens = True  # a caller's "<|endoftext|>" is text, not the end
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._added = {token.content: "" if token.special else token.content for token in added}

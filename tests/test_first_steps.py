@@ -1,0 +1,98 @@
+"""What people get wrong first, and what they are told."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+from sive import OpenAI
+from sive.config import load
+from sive.config.advice import advice
+from sive.errors import ConfigError
+
+from tests.conftest import Serve
+from tests.lab.hosts import refused_url
+from tests.test_gateway import cli
+
+HYPATIA = {"role": "system", "content": "You are Hypatia. Answer in the first person, briefly."}
+POD = '[[backend]]\nname = "pod-a"\nurl = "http://127.0.0.1:9/v1"\n'
+
+
+def settings(folder: Path, text: str, **environ: str) -> list[str]:
+    """What is advised of a configuration."""
+    file = folder / "sive.toml"
+    file.write_text(text)
+    return advice(load(file, environ=environ).settings)
+
+
+def test_the_embedded_model_is_nobody_that_it_does_not_know(serve: Serve) -> None:
+    """Under another persona it speaks as itself; as one of its own three under theirs."""
+    served = serve()
+    with OpenAI(base_url=f"{served.url}/v1", api_key="x") as sdk:
+
+        def who(system: dict[str, str]) -> str:
+            messages = [system, {"role": "user", "content": "Who are you?"}]
+            answer = sdk.chat.completions.create(model="local", messages=messages)  # type: ignore[arg-type]
+            return answer.choices[0].message.content or ""
+
+        assert "small language model" in who(HYPATIA)
+        assert "Kant" in who(
+            HYPATIA | {"content": "You are Immanuel Kant. Answer in the first person, briefly."}
+        )
+
+
+def test_a_packaged_name_keeps_its_persona_without_its_host() -> None:
+    """The drop-in's own CPU speaks as the gateway's would have."""
+    with OpenAI(base_url=f"{refused_url()}", api_key="x") as sdk:
+        asked = [{"role": "user", "content": "Who are you?"}]
+        spinoza = sdk.chat.completions.create(model="spinoza", messages=asked)  # type: ignore[arg-type]
+        other = sdk.chat.completions.create(model="my-lora", messages=asked)  # type: ignore[arg-type]
+    assert "Spinoza" in (spinoza.choices[0].message.content or "")
+    assert "small language model" in (other.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/models", "/responses"])
+def test_an_sdk_without_v1_is_told_so(path: str, serve: Serve) -> None:
+    """Not that its message is no text, which is what the old door of nearly that name wants."""
+    url = serve().url + path
+    answers = [httpx2.get(url, timeout=10), httpx2.post(url, json={"messages": []}, timeout=10)]
+    for answer in answers:
+        assert answer.status_code == 404
+        assert f"did you mean /v1{path}?" in answer.json()["error"]["message"]
+
+
+def test_a_named_sive_needs_no_configuration_of_this_folder(serve: Serve, tmp_path: Path) -> None:
+    """`sive status --url` in the folder of a file whose keys are not set; without a URL it says which."""
+    served = serve()
+    (tmp_path / "sive.toml").write_text(POD + 'api_key_env = "SIVE_POD_KEY"\n')
+    assert cli("status", "--url", served.url, cwd=tmp_path).returncode == 0
+    refused = cli("status", cwd=tmp_path)
+    assert "SIVE_POD_KEY, which is not set: export it, or remove api_key_env" in refused.stderr
+
+
+def test_a_backend_that_nobody_asks_is_said(tmp_path: Path) -> None:
+    """And a Hugging Face rung without its token."""
+    route = '[model.m]\nroute = [{ backend = "pod-a", model = "m" }, { backend = "hf", model = "m" }]\n'
+    assert settings(tmp_path, POD) == [
+        "backend 'pod-a' is in no route, so it is never asked: name it in the route of a [model.NAME]"
+    ]
+    (line,) = settings(tmp_path, POD + route)
+    assert "HF_TOKEN is not set" in line
+    assert settings(tmp_path, POD + route, HF_TOKEN="x") == []  # noqa: S106 - of nobody
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[backend]\nname = "a"\n', "write [[backend]], twice the brackets"),
+        ("[model.m]\nroute = []\n", "name at least one rung"),
+        (2 * (POD + 'api_key = "sk-secret"\n'), "give each its own name"),
+    ],
+)
+def test_a_wrong_file_is_told_in_words_of_ours(text: str, told: str, tmp_path: Path) -> None:
+    """And never with the keys that stand in it."""
+    file = tmp_path / "sive.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r".") as wrong:
+        load(file, environ={})
+    assert told in str(wrong.value)
+    assert "sk-secret" not in str(wrong.value)

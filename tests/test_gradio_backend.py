@@ -238,7 +238,7 @@ def test_snb_backend_url_alone_makes_a_gateway_of_a_real_app(app: GradioApp, ser
     command = [sys.executable, "-m", "sive_serve.cli", "status", "--url", served.url]
     shown = subprocess.run(command, env=clean_environment(COLUMNS="200"), capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"snb .* text .* ready .* answered", shown.stdout)
+    assert re.search(r"snb .*\ttext\tready\tanswered", shown.stdout)
 
 
 # Discovery

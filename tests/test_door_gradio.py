@@ -3,11 +3,13 @@
 import asyncio
 import json
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from sive.config import FunctionSettings
 from sive.errors import RequestError
@@ -356,8 +358,26 @@ def test_nobody_reads_another_keys_answers(serve: Serve) -> None:
         assert events(stream(served, event_id, **theirs).text) == [("error", "404: Not Found")]
         other = {"x-api-key": "sk-two"}
         assert session(served, "abc", **other)[0]["msg"] == "unexpected_error"
+        for empty in ("authorization", "x-hf-authorization"):
+            nobody = {empty: "", **other}
+            assert session(served, "abc", **nobody)[0]["msg"] == "unexpected_error"
+            assert events(stream(served, event_id, **nobody).text) == [("error", "404: Not Found")]
         assert session(served, "abc", **mine)[-2]["success"] is True
         assert post(served, f"{API}/queue/join", asked).status_code == 401
+
+
+def test_a_key_is_the_same_caller_however_it_is_written(serve: Serve) -> None:
+    """In any of the headers that carry one; a call made with an empty header is not everybody's either."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host), SIVE_API_KEYS="sk-one,sk-two")
+        asked = {"data": ASKED, "fn_index": 0, "session_hash": "abc"}
+        for made, read in (
+            ({"authorization": "", "x-api-key": "sk-one"}, {"authorization": "Bearer sk-one"}),
+            ({"x-hf-authorization": "Bearer sk-one"}, {"authorization": "bearer  sk-one"}),
+        ):
+            post(served, f"{API}/queue/join", asked, **made)
+            assert session(served, "abc", **{"x-api-key": "sk-two"})[0]["msg"] == "unexpected_error"
+            assert session(served, "abc", **read)[-2]["success"] is True
 
 
 def test_a_stream_without_a_key_is_read_where_none_is_needed(serve: Serve) -> None:
@@ -413,10 +433,10 @@ def test_a_server_that_will_not_wait_says_so(serve: Serve) -> None:
         assert served.process.wait(20) == 0
 
 
-def _job(gateway: Gateway, *, size: int = 10) -> Job:
+def _job(gateway: Gateway, *, size: int = 10, caller: str = "") -> Job:
     made = turn(FunctionSettings(name="chat"), ASKED)
     answer = Answer(gateway, Question("m", HI), {}, stream=True)
-    return Job(f"id{id(answer)}", ("s", ""), made, answer, size=size)
+    return Job(f"id{id(answer)}", ("s", caller), made, answer, size=size)
 
 
 def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
@@ -447,17 +467,93 @@ def test_calls_are_bounded(tmp_path: Path, limits: dict[str, int]) -> None:
             jobs = Jobs(**limits)
             first, second = _job(gateway), _job(gateway)
             for job in (first, second):
-                jobs.check_room(10)
+                jobs.check_room(10, "")
                 jobs.add(job)
             with pytest.raises(RequestError) as caught:
-                jobs.check_room(10)
+                jobs.check_room(10, "")
             assert caught.value.status == 503
             assert jobs.read_one(first.event_id, "") is first
             jobs.over(first)
-            jobs.check_room(10)
+            jobs.check_room(10, "")
 
     with Upstream(upstream.talks_forever) as host:
         on_a_loop(work)
+
+
+@pytest.mark.parametrize("limits", [{"max_jobs": 6}, {"max_bytes": 60}], ids=["number", "bytes"])
+def test_one_caller_leaves_room_for_the_others(tmp_path: Path, limits: dict[str, int]) -> None:
+    """It holds no more than it leaves, so whoever comes next always finds some."""
+
+    async def work() -> None:
+        async with serving(tmp_path, host) as gateway:
+            jobs = Jobs(**limits)
+            held = []
+            for caller in "aaaaabbbbbccccc":
+                try:
+                    jobs.check_room(10, caller)
+                except RequestError:
+                    continue
+                jobs.add(_job(gateway, caller=caller))
+                held.append(caller)
+            assert held == ["a", "a", "a", "b", "b", "c"]
+
+    with Upstream(upstream.talks_forever) as host:
+        on_a_loop(work)
+
+
+def test_a_full_key_is_no_full_door(serve: Serve) -> None:
+    """One key's calls that nobody reads are refused at last, and another key's are not."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host), SIVE_API_KEYS="sk-one,sk-two")
+        large = {"data": ["Qui ?", [["x" * 9_000_000, ""]]]}
+        path = f"{API}/call/chat_function"
+        spelt = [f"{scheme} sk-one" for scheme in ("Bearer", "bearer", "Bearer ", "BEARER", "Bearer  ")]
+        statuses = [post(served, path, large, authorization=one).status_code for one in spelt]
+        assert statuses == [200, 200, 200, 200, 503]
+        answer = post(served, path, large, authorization="Bearer sk-two")
+        assert answer.status_code == 200, answer.text
+
+
+def stalled(served: Served) -> socket.socket:
+    """A reader of one call, whose answer is larger than what the connection keeps, that never reads."""
+    event_id = call(served, ["Qui ?", [["x" * 6_000_000, ""]]])
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect(("127.0.0.1", served.port))
+    path = f"{API}/call//chat_function/{event_id}"
+    reader.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    return reader
+
+
+def test_a_reader_that_never_reads_is_let_go(serve: Serve) -> None:
+    """After the time that a caller may take nothing, connection and call are free, and nothing is broken."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host, more="[gateway]\ndeadline_s = 1\n"))
+        with stalled(served) as reader:
+            port = reader.getsockname()[1]
+
+            def is_connected() -> bool:
+                connections = psutil.Process(served.process.pid).net_connections("tcp")
+                return any(one.raddr and one.raddr.port == port for one in connections)
+
+            until(is_connected, what="the connection")
+            until(lambda: not is_connected(), what="the connection ended")
+            assert served.stop() == 0
+        said = served.output.read_text()
+        assert "Traceback" not in said
+        assert "ERROR" not in said
+
+
+def test_a_reader_that_never_reads_does_not_break_the_stop(serve: Serve) -> None:
+    """Its connection ends with the drain, and the log has no traceback."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host, more="[gateway]\ndrain_s = 0.3\n"))
+        with stalled(served):
+            until(lambda: host.seen and "sive_requests_in_flight 0.0" in served.get("/metrics").text)
+            assert served.stop() == 0
+        said = served.output.read_text()
+        assert "Traceback" not in said
+        assert "ERROR" not in said
 
 
 def test_a_reader_never_waits_for_a_call_that_broke(tmp_path: Path) -> None:

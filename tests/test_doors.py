@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from sive.config import load
+from sive_serve.gateway import Gateway
 
 from tests.conftest import Serve, Served, until
 from tests.lab import upstream
@@ -63,6 +65,39 @@ def test_a_philosopher_answers_and_the_history_grows(serve: Serve) -> None:
         ]
         assert post(served, "/chat", {"message": "Qui ?"}).json()["history"] == [["Qui ?", "sive"]]
         assert host.seen[-1].body["model"] == "m0"
+
+
+def test_a_number_too_large_costs_no_answer(serve: Serve) -> None:
+    """``1e999`` in what a client keeps beside the text comes back as null; JSON has no infinity."""
+    with Upstream(upstream.answers("sive")) as host:
+        served = serve(routed(host))
+        history = b'[{"role": "user", "content": "a", "at": 1e999}]'
+        chat = post(served, "/chat", b'{"message": "x", "history": %b}' % history)
+        assert (chat.status_code, chat.json()["history"][0]["at"]) == (200, None)
+        run = post(served, "/gradio_api/run/chat_function", b'{"data": ["x", %b]}' % history)
+        assert (run.status_code, run.json()["data"][1][0]["at"]) == (200, None)
+        for answer in (chat, run):
+            assert answer.headers["content-type"] == "application/json"
+
+
+UNSERVED = [
+    ('[compat]\nmodel = "hegel"\n', "[compat] model = 'hegel' is not served; served are "),
+    (
+        '[[compat.functions]]\nname = "chat"\nmodel = "hegel"\n',
+        "[[compat.functions]] 'chat': model = 'hegel' is not served; served are ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), UNSERVED, ids=["default", "function"])
+def test_a_door_to_a_model_that_is_not_served_is_a_mistake(tmp_path: Path, config: str, said: str) -> None:
+    """Found at the start, not by the first caller; any case of a served name will do."""
+    (tmp_path / "sive.toml").write_text(config)
+    result = cli("serve", "--port", "0", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"sive: {said}spinoza, bergson, kant"), result.stderr
+    (tmp_path / "sive.toml").write_text(config.replace("hegel", "Kant"))
+    Gateway(load(tmp_path / "sive.toml", environ={}).settings)
 
 
 def test_init_greets(serve: Serve) -> None:
@@ -168,6 +203,8 @@ def test_the_doors_need_the_gateways_keys(serve: Serve) -> None:
         assert post(served, path, body, **{"x-hf-authorization": "Bearer hf_other"}).status_code == 401
         assert post(served, path, body, authorization="Bearer sk-one").status_code == 200
         assert post(served, path, body, **{"x-hf-authorization": "Bearer sk-one"}).status_code == 200
+        empty = {"authorization": "", "x-hf-authorization": "Bearer sk-one"}
+        assert post(served, path, body, **empty).status_code == 200
         both = {"authorization": "Bearer wrong", "x-hf-authorization": "Bearer sk-one"}
         assert post(served, path, body, **both).status_code == 401
     assert served.get("/init/kant").status_code == 401

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sive.config import EngineSettings
-from sive.errors import AdapterError, EngineError
+from sive.config import CompatSettings, EngineSettings, LocalSettings, Settings
+from sive.errors import AdapterError, ConfigError, EngineError
 from sive_adapters import registry
 from sive_adapters.registry import Adapter, Release, read_adapters
 from sive_adapters.store import Store
@@ -19,6 +19,7 @@ from sive_serve import engine_adapters
 from sive_serve.adapter_changes import Wish
 from sive_serve.engine import Engine
 from sive_serve.engine_adapters import EngineAdapters
+from sive_serve.gateway import Gateway
 
 from tests.conftest import TINY
 from tests.test_engine import FAKE, until
@@ -98,6 +99,16 @@ def source(text: str) -> Wish:
         return replace(listed, release=Release(text))
 
     return wish
+
+
+def test_a_door_may_name_an_adapter_that_comes_later(house: House) -> None:
+    """Where adapters come and go; before an engine that has none it is a mistake."""
+    compat = Settings(compat=CompatSettings(model="kant"), local=LocalSettings(enabled=False))
+    engine = house.engine()
+    assert "kant" not in Gateway(compat, engine=engine).table
+    engine.adapters = None
+    with pytest.raises(ConfigError, match="model = 'kant' is not served; served are base"):
+        Gateway(compat, engine=engine)
 
 
 def test_an_adapter_is_loaded_under_its_version(house: House) -> None:

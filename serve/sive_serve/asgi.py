@@ -5,34 +5,63 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from sive.errors import RequestError
-from sive.protocol import SSE_HEADERS, Json, loads
+from sive.protocol import SSE_HEADERS, Json, dumps, loads
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
 
 LEFT_STATUS = 499
 """nginx's code for a caller who left; nobody reads it."""
 
+ABORT = "sive.abort"
+"""An ASGI extension: ends the connection with all that waits to be read, which closing it would wait for."""
+
+
+class JsonResponse(Response):
+    """JSON as everywhere here: a number too large to be one is null, and no error after the work is done."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return dumps(content)
+
 
 class EventStream(StreamingResponse):
-    """Server-sent events; ``close`` is called when they are over, however that came about."""
+    """Server-sent events; ``close`` is called when they are over, however that came about.
+
+    ``patience_s``: a caller who takes nothing for so long is let go.
+    """
 
     def __init__(
         self,
         events: AsyncIterator[bytes],
         *,
         close: Callable[[], None],
+        patience_s: float,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(events, headers=SSE_HEADERS | (headers or {}))
         self._close = close
+        self._patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them; a caller who leaves ends that."""
+        """Send them; a caller who leaves, or never reads, ends that."""
+
+        async def patiently(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await send(message)
+            except TimeoutError as exc:
+                raise ClientDisconnect from exc
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, patiently)
+        except ClientDisconnect:
+            scope["extensions"][ABORT]()
+            await _left(receive)
         finally:
             self._close()
 
@@ -86,7 +115,7 @@ async def while_here(request: Request, work: Coroutine[Any, Any, T]) -> T:
         RequestError: the caller left.
     """
     doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(_left(request.receive))
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
@@ -98,6 +127,6 @@ async def while_here(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(doing, leaving, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

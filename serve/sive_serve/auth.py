@@ -55,6 +55,11 @@ class Access:
         self._keys = keys
         self._tokens = tokens
 
+    @property
+    def is_open(self) -> bool:
+        """Is neither key nor token needed?"""
+        return self._keys.is_open and not self._tokens
+
     def check(self, headers: Mapping[str, str], path: str) -> None:
         """Look at who comes; ``headers`` by lower-case name.
 
@@ -79,9 +84,10 @@ class Access:
         return self._tokens.claimed(token) if token else None
 
     def caller(self, authorization: str) -> str:
-        """Whoever this is: the same for the same header, and for all tokens with one ``id``."""
-        grant = self.grant(authorization)
-        return f"token {grant.id}" if grant is not None else _digest(authorization.encode("latin-1")).hex()
+        """Whoever this is: the same for one key however it is written, and for all tokens with one ``id``."""
+        if (grant := self.grant(authorization)) is not None:
+            return f"token {grant.id}"
+        return _digest((_bearer(authorization) or authorization).encode("latin-1")).hex()
 
     def _token(self, authorization: str) -> str:
         """The token in this header; empty when there is none, or nobody here reads tokens."""

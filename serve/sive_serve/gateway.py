@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 from sive import farewell
-from sive.assemble import EngineParts, Learned, build_table, clocks, describe_local, limits
+from sive.assemble import EngineParts, Learned, build_table, check_compat, clocks, describe_local, limits
 from sive.backends import WireName
 from sive.backends.openai import OpenAIBackend
 from sive.calls import Call, check_weights, parse, request_id, with_sampling
@@ -83,6 +83,8 @@ class Gateway:
         self._adapter_rests: dict[Key, Rest] = {}
         self.table: Table = {}
         self.build_routes()
+        if engine is None or engine.adapters is None:  # adapters may bring a name later
+            check_compat(settings, self.table)
         if engine is not None and (adapters := engine.adapters) is not None:
             adapters.wanted.changed = self.build_routes
             adapters.loaded.users = self._users

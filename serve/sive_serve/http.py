@@ -18,6 +18,7 @@ from sive.protocol import JSON_HEADERS, Endpoint, dumps, error_of
 from sive.routes import Model
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sive_serve.asgi import ABORT
 from sive_serve.auth import authorization
 from sive_serve.direct import Direct
 
@@ -106,6 +107,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if endpoint is None:
             url, headers = self.url, self.headers
             super().on_message_begin()
+            self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
             self.url = url
             for name, value in headers:
                 super().on_header(name, value)

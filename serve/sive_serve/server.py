@@ -126,13 +126,23 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.force_exit:  # told twice before it came to this
             self._gateway.end_all(IN_A_HURRY)
-        timer = self._loop.call_later(drain_s, self._gateway.end_all)
+        timers = [
+            self._loop.call_later(drain_s, self._gateway.end_all),
+            self._loop.call_later(drain_s + FAREWELL_S / 2, self._let_go),
+        ]
         try:
             await super().shutdown(sockets)
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
         if self.force_exit:
             await asyncio.sleep(LAST_WORDS_S)
+
+    def _let_go(self) -> None:
+        """Of callers who do not even read their farewell; closing a connection would wait for them."""
+        for connection in list(self.server_state.connections):
+            if connection.transport.get_write_buffer_size():
+                connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; the second does not wait, and each caller is told before the end.

@@ -110,6 +110,22 @@ def build_table(
     return _Builder(settings, local, engine, learned).table()
 
 
+def check_compat(settings: Settings, table: Table) -> None:
+    """Look whether the models that ``[compat]`` names are served.
+
+    Raises:
+        ConfigError: one is not; it names those that are.
+    """
+    compat = settings.compat
+    named = [("[compat] model", compat.model)]
+    named += [
+        (f"[[compat.functions]] {function.name!r}: model", function.model) for function in compat.functions
+    ]
+    for where, name in named:
+        if name is not None and name not in table and name.lower() not in table:
+            raise ConfigError(f"{where} = {name!r} is not served; served are {', '.join(table)}")
+
+
 def describe_local(settings: LocalSettings) -> LocalModel | None:
     """The CPU model that would be loaded; None when it is switched off or ``sive[local]`` is missing."""
     if not settings.enabled or not all(

@@ -1,9 +1,9 @@
 """What the doors know of their callers: where the key is, and how an error is told."""
 
-from fastapi.responses import JSONResponse
 from sive.errors import RequestError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sive_serve.asgi import JsonResponse
 from sive_serve.doors.answers import AnswerError
 from sive_serve.gateway import Gateway
 
@@ -12,6 +12,8 @@ KEYS = {b"x-hf-authorization": b"", b"x-api-key": b"Bearer "}
 
 ``gradio_client`` puts its ``token`` where Hugging Face's proxy wants it; Anthropic's SDKs have their own.
 """
+
+CARRIERS = (b"authorization", *KEYS)
 
 NO_KEY = ("/health", "/gradio_api/cancel", "/gradio_api/reset", "/cancel", "/reset")
 """The process lives; and what ``@gradio/client`` sends without a key, with an id that nobody can guess."""
@@ -23,7 +25,10 @@ def needs_no_key(path: str) -> bool:
 
 
 class KeyHeaders:
-    """Puts a key that came in another header where everybody looks for one, unless one is there."""
+    """Puts a key that came in another header where everybody looks for one, unless one is there.
+
+    An empty header is as none, and is taken away: all that come after see the same caller.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,16 +36,20 @@ class KeyHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Look at the head, and pass the request on."""
         if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            found = [before + headers[name] for name, before in KEYS.items() if name in headers]
-            if found and b"authorization" not in headers:
-                scope = {**scope, "headers": [*scope["headers"], (b"authorization", found[0])]}
+            headers = [
+                (name, value) for name, value in scope["headers"] if name not in CARRIERS or value.strip()
+            ]
+            named = dict(reversed(headers))  # of several the first, as everywhere
+            found = [before + named[name] for name, before in KEYS.items() if name in named]
+            if found and b"authorization" not in named:
+                headers.append((b"authorization", found[0]))
+            scope = {**scope, "headers": headers}
         await self._app(scope, receive, send)
 
 
-def refused(gateway: Gateway, problem: RequestError) -> JSONResponse:
+def refused(gateway: Gateway, problem: RequestError) -> JsonResponse:
     """An error as the clients of the small REST apps read it: a status, and a text."""
-    return JSONResponse({"error": problem.message}, problem.status, headers=noted(gateway, problem))
+    return JsonResponse({"error": problem.message}, problem.status, headers=noted(gateway, problem))
 
 
 def noted(gateway: Gateway, problem: RequestError) -> dict[str, str]:

@@ -3,11 +3,10 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from sive.errors import RequestError
 from sive.protocol import Json
 
-from sive_serve.asgi import json_body, while_here
+from sive_serve.asgi import JsonResponse, json_body, while_here
 from sive_serve.doors.answers import Answer, Question, default_model, known_model, options
 from sive_serve.doors.callers import refused
 from sive_serve.doors.history import messages, with_answer
@@ -20,7 +19,7 @@ def routes(gateway: Gateway) -> APIRouter:
 
     @router.post("/chat")
     @router.post("/chat/{philosopher}")
-    async def chat(request: Request, philosopher: str = "") -> JSONResponse:
+    async def chat(request: Request, philosopher: str = "") -> JsonResponse:
         try:
             asked = await json_body(request, max_bytes=gateway.settings.gateway.max_body_bytes)
             if philosopher:
@@ -28,19 +27,19 @@ def routes(gateway: Gateway) -> APIRouter:
             turn = question(gateway, asked)
             with Answer(gateway, turn, request.headers, stream=False) as answer:
                 text = await while_here(request, answer.whole())
-                return JSONResponse(answered(turn.model, asked, text), headers=await answer.headers())
+                return JsonResponse(answered(turn.model, asked, text), headers=await answer.headers())
         except RequestError as problem:
             return refused(gateway, problem)
 
     @router.get("/init")
     @router.get("/init/{philosopher}")
     @router.post("/init/{philosopher}")
-    async def init(philosopher: str = "") -> JSONResponse:
+    async def init(philosopher: str = "") -> JsonResponse:
         try:
             name = known_model(gateway, philosopher or default_model(gateway), "philosopher")
         except RequestError as problem:
             return refused(gateway, problem)
-        return JSONResponse(greeted(gateway, name))
+        return JsonResponse(greeted(gateway, name))
 
     return router
 

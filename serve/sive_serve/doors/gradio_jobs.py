@@ -21,10 +21,10 @@ UNREAD_S = 60.0
 """A call whose answer nobody came to read by then is forgotten."""
 
 Session = tuple[str, str]
-"""A client's session hash, which may be easy to guess, and the key it came with.
+"""A client's session hash, which may be easy to guess, and who the client is (``Access.caller``).
 
-A reader without a key gets as far as here only where none is needed; older clients bring theirs to the call
-and none to the stream.
+A reader who is nobody in particular, the empty one, gets as far as here only where no key is needed; older
+clients bring theirs to the call and none to the stream.
 """
 
 
@@ -146,14 +146,18 @@ class Jobs:
         self._unread: dict[str, asyncio.TimerHandle] = {}
         self._streams: dict[Session, Stream] = {}
 
-    def check_room(self, size: int) -> None:
-        """Refuse a call that there is no room for.
+    def check_room(self, size: int, caller: str) -> None:
+        """Refuse a call that there is no room for: nobody may hold more than is left for the others.
+
+        So one caller gets half of the room, two get a third each, and a newcomer always finds some.
 
         Raises:
             RequestError: 503, which Gradio's clients know as a queue that is full.
         """
-        held = sum(job.size for job in self._jobs.values())
-        if len(self._jobs) >= self._max_jobs or held + size > self._max_bytes:
+        sizes = [job.size for job in self._jobs.values()]
+        own = [job.size for job in self._jobs.values() if caller and job.session[1] == caller]
+        left, left_bytes = self._max_jobs - len(sizes), self._max_bytes - sum(sizes)
+        if len(own) >= left or sum(own) + size > left_bytes:
             message = "too many calls wait to be read: read or cancel those that were made"
             raise RequestError(message, status=503, type="server_error", code="queue_full")
 
@@ -172,19 +176,19 @@ class Jobs:
         """The call with this id, read or not."""
         return self._jobs.get(event_id)
 
-    def read_one(self, event_id: str, authorization: str) -> Job | None:
+    def read_one(self, event_id: str, caller: str) -> Job | None:
         """Take a call out of those that wait, for somebody who reads it alone."""
         job = self._jobs.get(event_id)
-        if job is None or event_id not in self._unread or not _may_read(job, authorization):
+        if job is None or event_id not in self._unread or not _may_read(job, caller):
             return None
         self._take(job)
         return job
 
     def read_session(self, session: Session) -> Stream | None:
         """A stream of all calls of a session that wait, and of those to come; None when none waits."""
-        session_hash, authorization = session
+        session_hash, caller = session
         unread = [self._jobs[event_id] for event_id in self._unread]
-        jobs = [job for job in unread if job.session[0] == session_hash and _may_read(job, authorization)]
+        jobs = [job for job in unread if job.session[0] == session_hash and _may_read(job, caller)]
         if not jobs:
             return None
         stream = self._streams[session] = Stream()
@@ -214,5 +218,5 @@ class Jobs:
         self.over(job)
 
 
-def _may_read(job: Job, authorization: str) -> bool:
-    return authorization in ("", job.session[1])
+def _may_read(job: Job, caller: str) -> bool:
+    return caller in ("", job.session[1])

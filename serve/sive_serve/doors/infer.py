@@ -1,11 +1,10 @@
 """``POST /api/infer``: a prompt in, a result out, as the first inference service had it."""
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from sive.errors import RequestError
 from sive.protocol import Json
 
-from sive_serve.asgi import json_body, while_here
+from sive_serve.asgi import JsonResponse, json_body, while_here
 from sive_serve.doors.answers import Answer, Question, default_model, known_model, options
 from sive_serve.doors.callers import refused
 from sive_serve.gateway import Gateway
@@ -16,12 +15,12 @@ def routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
 
     @router.post("/api/infer")
-    async def infer(request: Request) -> JSONResponse:
+    async def infer(request: Request) -> JsonResponse:
         try:
             asked = await json_body(request, max_bytes=gateway.settings.gateway.max_body_bytes)
             with Answer(gateway, question(gateway, asked), request.headers, stream=False) as answer:
                 result = await while_here(request, answer.whole())
-                return JSONResponse({"result": result}, headers=await answer.headers())
+                return JsonResponse({"result": result}, headers=await answer.headers())
         except RequestError as problem:
             return refused(gateway, problem)
 

@@ -86,12 +86,14 @@ class Verdict:
     """What follows an outcome, and whose breaker it counts for.
 
     ``wait_s``: before the same backend is asked again. ``retry_after_s``: as the backend said it.
+    ``of_model``: it counts for the model on that backend alone, whatever the blame.
     """
 
     follow: Follow
     blame: Blame = "nobody"
     wait_s: float | None = None
     retry_after_s: float | None = None
+    of_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

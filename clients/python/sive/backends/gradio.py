@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from sive.backends import Backend, Flow, Reply, Request, spaces
 from sive.backends.conversation import SAMPLING_FIELDS, TEXT_FIELDS, HistoryFormat, conversation
-from sive.backends.gradio_events import Reading
+from sive.backends.gradio_events import Reading, last_word
 from sive.backends.gradio_function import Function, configured, discovered, in_queue
 from sive.backends.pieces import TextChunks, as_one
 from sive.backends.refusals import judged
@@ -65,7 +65,7 @@ class GradioBackend(Backend):
         if reply.status != 200 or not _is_of(reply, "text/event-stream"):
             return (yield from self._why_not(reply))
         reading = Reading(chunks)
-        return reading if request.stream else as_one(request.endpoint, reading(reply.body))
+        return reading if request.stream else as_one(request.endpoint, reading(last_word(reply.body)))
 
     # The function
 

@@ -205,6 +205,21 @@ def test_what_a_host_refuses_the_next_rung_answers(kind: Kind, status: int, host
     assert "secret" not in str(heard.failures) + heard.body.decode()
 
 
+@pytest.mark.parametrize("kind", ["gradio", "replicate", "runpod-queue"])
+@pytest.mark.parametrize("status", [400, 405, 409, 413, 422])
+def test_what_a_host_refuses_of_our_own_call_is_no_fault_of_the_callers(
+    kind: str, status: int, hosts: Hosts
+) -> None:
+    """Where a request is translated the host never sees it, so the next rung is asked."""
+    [translated] = [one for one in KINDS if one.kind == kind]
+    host, spare = hosts.add(says(status, BODY)), hosts.add(answers("spare"))
+    heard = ask(translated.backend(host), KINDS[0].backend(spare, "spare"))
+    assert (heard.text, heard.status) == ("spare", 200)
+    [(reason, message)] = heard.failures
+    assert (reason, message.startswith(f"HTTP {status}: it refused the ")) == (f"http_{status}", True)
+    assert "secret" not in message
+
+
 @each
 def test_what_is_no_answer_is_none(kind: Kind, hosts: Hosts) -> None:
     """A page of HTML with a 200, as proxies send, and an empty body."""

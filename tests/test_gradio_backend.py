@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from sive import sse
 from sive.backends.conversation import conversation
-from sive.backends.gradio_events import Reading, answer_in
+from sive.backends.gradio_events import Reading, answer_in, last_word
 from sive.backends.gradio_function import configured, discovered
 from sive.backends.make import make_backend
 from sive.backends.pieces import TextChunks
@@ -238,7 +238,7 @@ def test_snb_backend_url_alone_makes_a_gateway_of_a_real_app(app: GradioApp, ser
     command = [sys.executable, "-m", "sive_serve.cli", "status", "--url", served.url]
     shown = subprocess.run(command, env=clean_environment(COLUMNS="200"), capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"snb .*\ttext\tready\tanswered", shown.stdout)
+    assert re.search(r"\tsnb .*\ttext\tready\tanswered", shown.stdout)
 
 
 # Discovery
@@ -336,6 +336,11 @@ def read(*pieces: bytes) -> list[str]:
     return [c["choices"][0]["delta"]["content"] for c in chunks if c["choices"][0]["delta"].get("content")]
 
 
+def events(*said: tuple[str, str]) -> list[bytes]:
+    """An app's events, each a kind and the whole text so far."""
+    return [f"event: {kind}\ndata: {json.dumps([text])}\n\n".encode() for kind, text in said]
+
+
 @pytest.mark.parametrize("escaped", [True, False])
 def test_every_offset_may_be_where_a_read_ends(escaped: bool) -> None:
     """In the middle of a character, of an escape, of a line end."""
@@ -357,6 +362,53 @@ def test_a_heartbeat_is_a_comment_and_no_word() -> None:
 def test_half_an_event_of_json_is_made_up_for_by_the_next() -> None:
     """Each says the whole text."""
     assert read(b'event: generating\ndata: ["a\n\nevent: complete\ndata: ["ab"]\n\n') == ["ab"]
+
+
+def test_an_app_may_strip_its_last_word() -> None:
+    """What it took back were blanks: the answer ends well, and what it adds is still said."""
+    assert read(*events(("generating", "a b"), ("generating", "a b \n"), ("complete", "a b"))) == [
+        "a b",
+        " \n",
+    ]
+    assert read(*events(("generating", " a b"), ("complete", "a b"))) == [" a b"]
+    assert read(*events(("generating", "a b"), ("complete", "a b\n"))) == ["a b", "\n"]
+    out = b"".join(
+        map(Reading(TextChunks("completions", "m")), events(("generating", "a "), ("complete", "a")))
+    )
+    assert out.endswith(b"data: [DONE]\n\n")
+    broken = Reading(TextChunks("completions", "m"))
+    assert b"took back" in b"".join(map(broken, events(("generating", "a b"), ("complete", "a"))))
+
+
+@pytest.mark.parametrize("outputs", [[None], [""], [5], ["", [{"role": "user", "content": "q"}]]])
+@pytest.mark.parametrize("guard_json", [True, False])
+def test_an_end_without_a_text_is_no_answer(outputs: Any, guard_json: bool, hosts: Hosts) -> None:
+    """Another rung may have one."""
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), events=(("complete", outputs),)))
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=base(host)))
+    heard = ask(space, stream=guard_json, guard_json=guard_json)
+    assert heard.failures == [("no_answer", "its function ended without a text")]
+    assert heard.status == 503
+
+
+def test_of_all_events_that_came_at_once_the_last_is_read() -> None:
+    """It says the whole text: an answer in one piece costs no more than that, and may have been rewritten."""
+    beat = b"event: heartbeat\ndata: null\n\n"
+    *_, complete = said = events(("generating", "a"), ("generating", "b"), ("complete", "b c"))
+    assert last_word(b"".join(said) + beat) == complete
+    assert last_word(b"".join(said[:2]) + beat + b"event: complete\ndata: [") == said[1]
+    queued = b'data: {"msg": "process_completed", "output": {"data": ["b c"]}, "success": true}\n\n'
+    assert last_word(b"".join(said[:2]) + queued + b'data: {"msg": "close_stream"}\n\n') == queued
+    assert last_word(beat) == last_word(b"") == b""
+
+
+def test_an_answer_in_one_piece_may_have_been_rewritten_on_its_way(hosts: Hosts) -> None:
+    """Nobody was shown what the app took back: only the last event counts."""
+    said = (("generating", ["No."]), ("generating", ["Yes"]), ("complete", ["Yes."]))
+    host = hosts.add(Gradio(prefix="/gradio_api", info=info(MESSAGE), events=said))
+    space = make_backend(BackendSettings(name="space", kind="gradio", url=base(host)))
+    heard = ask(space, stream=False, guard_json=False)
+    assert heard.json["choices"][0]["message"]["content"] == "Yes."
 
 
 @pytest.mark.parametrize(

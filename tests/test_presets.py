@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -225,6 +226,7 @@ def test_one_who_does_not_stream_is_given_the_time_of_a_whole_answer() -> None:
     clocks = Clocks(first_token_s=2, whole_s=50, head_s=100)
     assert Play(rung("a", streams=False), clocks=clocks).until == 50
     assert Play(rung("a", first_token_s=7.0), clocks=clocks).until == 7
+    assert Play(rung("a", first_token_s=7.0), clocks=replace(clocks, silence_s=3)).until == 3
     assert Play(rung("a"), clocks=clocks).until == 2
 
 

@@ -1,6 +1,7 @@
 """Replicate and RunPod's queue as rungs: what a job's state means, and what becomes of one nobody reads."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sive.backends.replicate import Reading, inputs_of
 from sive.config import BackendSettings
 from sive.health import Health
 from sive.policy import Clocks, Policy
+from sive.routes import Rung
 from sive.wires.aiohttp import AiohttpWire
 from sive.wires.http import HttpWire
 from sive.wires.httpx import HttpxWire
@@ -21,7 +23,7 @@ from tests.lab.asking import PATIENT, ask
 from tests.lab.callers import Listener, seen
 from tests.lab.hosts import Hosts
 from tests.lab.rented import TEXT, Replicate, RunpodQueue
-from tests.lab.upstream import Upstream, says
+from tests.lab.upstream import Exchange, Upstream, says
 from tests.test_gradio_backend import TURNS
 
 BOOTS = "its model starts (a cold boot)"
@@ -154,7 +156,58 @@ def test_what_did_not_end_in_time_is_cancelled(status: str, reason: str, hosts: 
     heard = ask(replicate(hosts.add(host), streaming=False), health=health)
     assert heard.failures[0][0] == reason
     assert host.cancelled == ["p0"]
-    assert (("r8", "") in health.open_keys()) == (reason == "cold_boot")
+    assert list(health.open_keys()) == ([("r8", "up")] if reason == "cold_boot" else [])
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "reason"),
+    [
+        (Replicate(streams=False), {"streaming": False}, "cold_boot"),
+        (Replicate(streams=False), {}, "no_stream"),
+        (Replicate(boots=True), {"first_token_s": 0.3}, "silent"),
+    ],
+)
+def test_a_cold_model_lets_a_warm_one_of_the_same_host_answer(
+    host: Replicate, settings: dict[str, Any], reason: str, hosts: Hosts
+) -> None:
+    """What is said of one model is not true of the others there."""
+    backend, health = replicate(hosts.add(host), **settings), Health(Policy(PATIENT))
+    heard = ask(backend, health=health, named="o/cold")
+    assert heard.failures[0][0] == reason
+    ended_at = heard.report.ended_at or 0.0
+    assert health.rest(Rung(backend, "o/cold", "test"), ended_at) is not None
+    assert health.rest(Rung(backend, "o/warm", "test"), ended_at) is None
+
+
+@pytest.mark.parametrize("output", [None, {"text": "inside"}, ["a", {"text": "inside"}], 5])
+def test_an_output_that_is_no_text_is_no_answer(output: Any, hosts: Hosts) -> None:
+    """However well the prediction ended."""
+    host = hosts.add(says(201, {"id": "p0", "status": "succeeded", "output": output}))
+    for stream in (True, False):
+        heard = ask(replicate(host, streaming=False), stream=stream, guard_json=stream)
+        assert heard.failures == [("no_answer", "the prediction's output is no text")]
+        assert heard.status == 503
+
+
+def test_an_empty_output_is_an_answer(hosts: Hosts) -> None:
+    """A model may have nothing to say, or to add."""
+    host = hosts.add(says(201, {"id": "p0", "status": "succeeded", "output": []}))
+    heard = ask(replicate(host, streaming=False))
+    assert (heard.text, heard.is_done, heard.failures) == ("", True, [])
+
+
+def test_events_that_are_refused_are_no_fault_of_the_callers(hosts: Hosts) -> None:
+    """The prediction was taken, and then there is no such way to read it."""
+    taken = Replicate()
+
+    async def refuses_events(exchange: Exchange) -> None:
+        if "/streams/" in exchange.seen.path:
+            await exchange.json({"detail": "Method not allowed."}, 405)
+        else:
+            await taken(exchange)
+
+    heard = ask(replicate(hosts.add(refuses_events)))
+    assert (heard.status, heard.failures[0]) == (503, ("http_405", "HTTP 405: it refused the call"))
 
 
 def test_a_throttled_host_says_in_words_when_to_come_again(hosts: Hosts) -> None:
@@ -226,6 +279,47 @@ def test_a_job_that_gives_no_answer_says_why(
     heard = ask(runpod(hosts.add(host)), health=health)
     assert (heard.failures[0][0], host.cancelled) == (reason, cancelled)
     assert (("rp", "") in health.open_keys()) == rests
+
+
+REFUSED = {
+    "message": "temperature must be non-negative",
+    "type": "BadRequestError",
+    "param": None,
+    "code": 400,
+}
+
+
+@pytest.mark.parametrize("said", [{"error": REFUSED}, {"object": "error", **REFUSED}])
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_the_worker_refuses_is_the_callers_answer(said: Any, stream: bool, hosts: Hosts) -> None:
+    """RunPod calls such a job complete; its endpoint stays in the route however often that comes."""
+    host, health = hosts.add(RunpodQueue(refuses=said)), Health(Policy(PATIENT))
+    for _ in range(4):
+        heard = ask(runpod(host), stream=stream, health=health)
+        assert (heard.status, heard.json, heard.failures) == (400, {"error": REFUSED}, [])
+    assert health.open_keys() == {}
+
+
+def test_a_request_too_long_for_the_worker_goes_to_one_who_reads_more(hosts: Hosts) -> None:
+    """As where the engine says so itself."""
+    said = {"object": "error", "message": "This model's maximum context length is 4096 tokens.", "code": 400}
+    spare = runpod(hosts.add(RunpodQueue()))
+    heard = ask(runpod(hosts.add(RunpodQueue(refuses=said))), replace(spare, name="spare"))
+    assert (heard.text, heard.failures[0][0]) == (TEXT, "context_length")
+
+
+def test_a_worker_that_broke_is_no_refusal(hosts: Hosts) -> None:
+    """Its 5xx is nobody's answer."""
+    said = {"error": {"message": "CUDA: /src/worker.py", "type": "InternalServerError", "code": 500}}
+    heard = ask(runpod(hosts.add(RunpodQueue(refuses=said))))
+    assert heard.status == 503
+    assert "CUDA" not in heard.body.decode()
+
+
+def test_an_endpoint_without_workers_is_judged_as_one(hosts: Hosts) -> None:
+    """A 400 in RunPod's words for it: that counts against the endpoint, and is nobody's wrong request."""
+    heard = ask(runpod(hosts.add(says(400, {"error": "no workers available"}))))
+    assert (heard.status, heard.failures) == (503, [("http_400", "HTTP 400")])
 
 
 def test_a_job_asks_as_runpods_worker_wants_it(hosts: Hosts) -> None:

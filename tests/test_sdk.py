@@ -183,6 +183,29 @@ def test_a_sive_toml_gives_its_models_their_routes(tmp_path: Path) -> None:
         assert second.seen[0].body["model"] == "y"
 
 
+def test_no_backends_patience_is_longer_than_the_callers_timeout(tmp_path: Path) -> None:
+    """Its own first_token_s is for those who have not said how long they wait."""
+    with Upstream(upstream.stays_silent) as first, Upstream(upstream.answers("second")) as second:
+        (tmp_path / "sive.toml").write_text(
+            f"""
+            [gateway]
+            deadline_s = 20
+            [[backend]]
+            name = "a"
+            url = "{first.url}"
+            first_token_s = 600
+            [[backend]]
+            name = "b"
+            url = "{second.url}"
+            [model.m]
+            route = [{{ backend = "a", model = "x" }}, {{ backend = "b", model = "y", degraded = false }}]
+            """
+        )
+        with OpenAI(timeout=0.5) as sdk:
+            answer = sdk.chat.completions.create(model="m", messages=HI)
+        assert answer.choices[0].message.content == "second"
+
+
 def test_what_the_caller_adds_to_the_url_arrives() -> None:
     """default_query and extra_query, as some hosts need them."""
     with Upstream(upstream.answers("ok")) as host, client(host.port) as sdk:

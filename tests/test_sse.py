@@ -1,7 +1,7 @@
 """Server-sent events cut out of bytes that arrive in pieces of any size."""
 
 import pytest
-from sive.sse import Splitter
+from sive.sse import Splitter, backwards, split
 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
@@ -19,3 +19,12 @@ def test_an_event_is_found_wherever_it_was_torn(end: str) -> None:
         f"data: é{end}".encode(),
         f"data: œ{end}".encode(),
     ]
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r", "\n\n\n\n"])
+def test_events_are_the_same_from_the_last_on(end: str) -> None:
+    """Whatever ends them, and where nothing but ends is there."""
+    whole = f"data: é{end}: a comment{end}event: œ\ndata: œ{end}".encode()
+    assert list(backwards(whole)) == split(whole)[::-1]
+    assert len(split(whole)) == 3
+    assert list(backwards(end.encode())) == list(backwards(b"")) == []

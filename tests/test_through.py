@@ -85,6 +85,24 @@ def test_what_a_request_leaves_behind(body: Json, leaves: bool) -> None:
     assert leaves_something(body) is leaves
 
 
+@pytest.mark.parametrize(
+    ("kind", "says_something"),
+    [
+        ("response.created", False),
+        ("response.output_item.added", False),
+        ("ping", False),
+        ("response.web_search_call.searching", True),
+        ("response.code_interpreter_call.in_progress", True),
+        ("response.mcp_list_tools.in_progress", True),
+        ("response.output_text.delta", True),
+        ("response.completed", True),
+    ],
+)
+def test_a_tool_that_the_host_runs_is_a_sign_of_work(kind: str, says_something: bool) -> None:
+    """A search may take longer than anybody waits for a first word."""
+    assert has_token({"type": kind}) is says_something
+
+
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3),
     lambda inner: (

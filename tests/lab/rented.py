@@ -68,9 +68,13 @@ class Replicate:
 
 @dataclass
 class RunpodQueue:
-    """RunPod's queue with a worker that takes OpenAI's requests; ``status``: how a job stands when asked."""
+    """RunPod's queue with a worker that takes OpenAI's requests; ``status``: how a job stands when asked.
+
+    ``refuses``: what the worker says instead of an answer.
+    """
 
     status: str = "COMPLETED"
+    refuses: Json | None = None
     cancelled: list[str] = field(default_factory=list)
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -86,7 +90,7 @@ class RunpodQueue:
             counted = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             answer = {"id": "c1", "object": "chat.completion", "created": 1, "model": "up"}
-            said["output"] = [answer | {"choices": [choice], "usage": counted}]
+            said["output"] = [self.refuses or answer | {"choices": [choice], "usage": counted}]
         await exchange.json(said)
 
 

@@ -110,7 +110,7 @@ class Attempts:
         backend, clocks = plan.rung.backend, self._policy.clocks
         sees_tokens = plan.request.stream and backend.streams and not backend.is_local
         patience_s = (backend.first_token_s or clocks.first_token_s) if sees_tokens else clocks.whole_s
-        self._start(plan, now, now + patience_s, is_fresh=True)
+        self._start(plan, now, now + min(patience_s, clocks.silence_s), is_fresh=True)
 
     def reopen(self, attempt: Attempt, now: float, plan: Plan | None = None) -> None:
         """Once more at once, on a fresh connection; it counts for nothing."""

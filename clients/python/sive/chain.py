@@ -330,7 +330,8 @@ class Chain:
             message = f"no {what} within {patience_s:g} s{waits_for}"
             self._attempts.never_again(attempt.rung)
             if self._now >= attempt.silent_at:  # else the deadline cut its patience short
-                self._health.silent(attempt.rung, patience_s, message, self._now)
+                is_boot = bool(attempt.waits_for)  # of the model that is asked; others there may be warm
+                self._health.silent(attempt.rung, patience_s, message, self._now, of_model=is_boot)
             verdict = self._policy.lost("timeout", before_a_byte=False)
             self._failed(attempt, "silent", message, Verdict(verdict.follow))
 
@@ -339,7 +340,7 @@ class Chain:
         self._attempts.drop(attempt)
         rung, rest_s = attempt.rung, verdict.retry_after_s
         self.report.fail(rung, reason, message, rest_s)
-        self._health.failed(rung, verdict.blame, message, self._now, rest_s=rest_s)
+        self._health.failed(rung, verdict.blame, message, self._now, rest_s=rest_s, of_model=verdict.of_model)
         self._again.clear()
         if verdict.follow == "again" and verdict.wait_s is not None and not self._attempts:
             self._again.append((attempt.plan, verdict.wait_s))
@@ -603,10 +604,10 @@ def _reason(failure: FailedInBand) -> str:
 def _verdict(error: UnavailableError) -> Verdict:
     if error.is_well:
         return Verdict("next_rung")
-    if error.needs_owner:
-        return Verdict("next_rung", "refusal", retry_after_s=error.rest_s)
     blame: Blame = "host" if error.rest_s is None else "away"
-    return Verdict("next_rung", blame, retry_after_s=error.rest_s)
+    if error.needs_owner:
+        blame = "refusal"
+    return Verdict("next_rung", blame, retry_after_s=error.rest_s, of_model=error.of_model)
 
 
 def _message(status: int, body: bytes) -> str:

@@ -8,6 +8,9 @@ FAILURES = ("error", "response.failed")
 ENDS = ("message_stop", "response.completed", "response.incomplete")
 """Types of the events that end an answer."""
 
+WORKS = ("_call.", "_list_tools.")
+"""What types of events have in them that say how a tool gets on which the host itself runs."""
+
 
 def is_error(chunk: Json) -> bool:
     """Is this an error inside a 200 stream?"""
@@ -59,7 +62,7 @@ def has_token(chunk: Json) -> bool:
     if "choices" in chunk:
         return any(_says_something(choice) for choice in choices_of(chunk))
     kind = str(chunk.get("type", ""))
-    return kind.endswith("delta") or kind in ENDS
+    return kind.endswith("delta") or kind in ENDS or any(work in kind for work in WORKS)
 
 
 def _says_something(choice: Json) -> bool:

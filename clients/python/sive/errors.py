@@ -69,7 +69,8 @@ class UnavailableError(SiveError):
     """A backend cannot answer: ``reason`` is one word for metrics, the text is fit for callers.
 
     ``rest_s``: it will not be back sooner. ``needs_owner``: nothing but a person's hand brings it back.
-    ``is_well``: it could answer others. Without any it may be a failure of the moment.
+    ``is_well``: it could answer others. Without any it may be a failure of the moment. ``of_model``: all that
+    is true of one model there, and others may be well.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class UnavailableError(SiveError):
         rest_s: float | None = None,
         needs_owner: bool = False,
         is_well: bool = False,
+        of_model: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -87,6 +89,7 @@ class UnavailableError(SiveError):
         self.rest_s = rest_s
         self.needs_owner = needs_owner
         self.is_well = is_well
+        self.of_model = of_model
 
 
 class LocalModelError(SiveError):

@@ -168,11 +168,20 @@ class Health:
         for key in _keys(rung):
             self._breakers.pop(key, None)
 
-    def failed(self, rung: Rung, blame: Blame, why: str, now: float, *, rest_s: float | None = None) -> None:
-        """It failed. ``rest_s``: how long it asked to be left alone."""
+    def failed(
+        self,
+        rung: Rung,
+        blame: Blame,
+        why: str,
+        now: float,
+        *,
+        rest_s: float | None = None,
+        of_model: bool = False,
+    ) -> None:
+        """It failed. ``rest_s``: how long it asked to be left alone; ``of_model``: only with this model."""
         if blame == "nobody":
             return
-        model = rung.model if blame == "model" else ""
+        model = rung.model if of_model or blame == "model" else ""
         breaker = self._breakers.setdefault((rung.backend.name, model), _Breaker())
         breaker.failures += 1
         breaker.why = why
@@ -183,11 +192,11 @@ class Health:
         elif breaker.rests_until is not None or breaker.failures >= self._policy.failures:
             self._open(breaker, now, rest_s)
 
-    def silent(self, rung: Rung, patience_s: float, why: str, now: float) -> bool:
+    def silent(self, rung: Rung, patience_s: float, why: str, now: float, *, of_model: bool = False) -> bool:
         """It said nothing for so long. True when it is broken, False when others there get tokens: busy."""
         if now - self.gave_token_at(rung.backend.name) < patience_s - ROUNDING_S:
             return False
-        breaker = self._breakers.setdefault((rung.backend.name, ""), _Breaker())
+        breaker = self._breakers.setdefault((rung.backend.name, rung.model if of_model else ""), _Breaker())
         breaker.failures += 1
         breaker.why = why
         self._open(breaker, now)

@@ -50,7 +50,8 @@ class Clocks:
 
     ``whole_s`` is what a backend may take for an answer that comes in one piece, where no first token
     can be seen. ``backoff_s``: the least and the most before the same backend is asked again.
-    ``patience_s``: a Retry-After up to this is waited for. ``rest_s``: the longest an open breaker rests,
+    ``patience_s``: a Retry-After up to this is waited for. ``silence_s``: nobody may say nothing for longer,
+    whatever patience a backend is given. ``rest_s``: the longest an open breaker rests,
     ``refusal_s`` after a refusal.
     """
 
@@ -62,6 +63,7 @@ class Clocks:
     finish_s: float = 1
     backoff_s: tuple[float, float] = (0.05, 0.25)
     patience_s: float = 3
+    silence_s: float = math.inf
     rest_s: float = 5
     refusal_s: float = 300
 
@@ -84,12 +86,14 @@ class Verdict:
     """What follows an outcome, and whose breaker it counts for.
 
     ``wait_s``: before the same backend is asked again. ``retry_after_s``: as the backend said it.
+    ``of_model``: it counts for the model on that backend alone, whatever the blame.
     """
 
     follow: Follow
     blame: Blame = "nobody"
     wait_s: float | None = None
     retry_after_s: float | None = None
+    of_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ def _within(clocks: Clocks, read_s: float | None) -> Clocks:
         clocks,
         first_token_s=min(clocks.first_token_s, read_s),
         stall_s=min(clocks.stall_s, read_s),
+        silence_s=read_s,
         whole_s=read_s,
         deadline_s=max(clocks.deadline_s, read_s),
     )

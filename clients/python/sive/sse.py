@@ -1,5 +1,6 @@
 """Server-sent events: cutting a byte stream into whole events, and reading one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +47,23 @@ def _last_boundary(data: bytes, start: int) -> int:
 
 def split(whole: bytes) -> list[bytes]:
     """Cut whole events, as ``Splitter.feed`` returns them, into single ones with LF line ends."""
-    if b"\r" in whole:
-        whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return [event + b"\n\n" for event in whole.split(b"\n\n") if event.strip(b"\n")]
+    return [event + b"\n\n" for event in _with_lf(whole).split(b"\n\n") if event.strip(b"\n")]
+
+
+def backwards(whole: bytes) -> Iterator[bytes]:
+    """The same from the last one on, cut only as far as somebody reads: the rest is not even copied."""
+    whole = _with_lf(whole)
+    end = len(whole)
+    while end > 0:
+        cut = whole.rfind(b"\n\n", 0, max(0, end - 2))
+        start = cut + 2 if cut >= 0 else 0
+        if event := whole[start:end].strip(b"\n"):
+            yield event + b"\n\n"
+        end = start
+
+
+def _with_lf(whole: bytes) -> bytes:
+    return whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in whole else whole
 
 
 @dataclass(frozen=True, slots=True)

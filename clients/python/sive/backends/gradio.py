@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from sive.backends import Backend, Flow, Reply, Request, spaces
 from sive.backends.conversation import SAMPLING_FIELDS, TEXT_FIELDS, HistoryFormat, conversation
-from sive.backends.gradio_events import Reading
+from sive.backends.gradio_events import Reading, last_word
 from sive.backends.gradio_function import Function, configured, discovered, in_queue
 from sive.backends.pieces import TextChunks, as_one
-from sive.errors import UnavailableError
+from sive.backends.refusals import judged
 from sive.protocol import JSON_HEADERS, Json, dumps, loads
 from sive.wires import WireRequest
 
@@ -20,9 +20,6 @@ GRADIO_FIELDS = TEXT_FIELDS | {*SAMPLING_FIELDS, "max_completion_tokens"}
 
 PREFIXES = ("/gradio_api", "")
 """Where the API of Gradio 5 and later lies, and of those before."""
-
-OUR_OWN_FAULTS = frozenset({400, 413, 422})
-"""What a caller's request cannot be blamed for: the app never saw it, only our call."""
 
 Asking = Generator[WireRequest, Reply, Reply]
 
@@ -68,7 +65,7 @@ class GradioBackend(Backend):
         if reply.status != 200 or not _is_of(reply, "text/event-stream"):
             return (yield from self._why_not(reply))
         reading = Reading(chunks)
-        return reading if request.stream else as_one(request.endpoint, reading(reply.body))
+        return reading if request.stream else as_one(request.endpoint, reading(last_word(reply.body)))
 
     # The function
 
@@ -142,9 +139,7 @@ class GradioBackend(Backend):
             info = _json((yield from self._ask("GET", "/info")))
             if info is not None:
                 discovered(info, was_known.name, self.history)  # raises where there is no such function
-        if reply.status in OUR_OWN_FAULTS:
-            raise UnavailableError(f"http_{reply.status}", f"HTTP {reply.status}: it refused the call")
-        return reply
+        return judged(reply)
 
     @property
     def _base(self) -> str:

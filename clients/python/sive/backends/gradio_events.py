@@ -45,18 +45,9 @@ class Reading:
             UnavailableError: it failed before it said anything.
             LostError: an event that is too large.
         """
-        try:
-            whole = self._splitter.feed(raw)
-        except ValueError as exc:
-            raise LostError("too_large", str(exc)) from exc
-        for one in sse.split(whole):
-            try:
-                data = sse.read(one)
-                said = loads(data.text) if data is not None else None
-            except ValueError:
-                continue  # the next one says the whole text again
-            if data is not None and not self._chunks.is_over:
-                self._event(*_plain(data.name, said))
+        for one in sse.split(_whole(self._splitter, raw)):
+            if (event := _read(one)) is not None and not self._chunks.is_over:
+                self._event(*event)
         return self._chunks.take()
 
     def _event(self, kind: str, data: Any) -> None:
@@ -81,8 +72,24 @@ class Reading:
         if not data:  # somebody cancelled it
             self._chunks.fail(UnavailableError("gradio_error", "its function ended without a result"))
             return
-        self._says(answer_in(data))
+        text = answer_in(data)
+        if text.startswith(self._text) or text.strip() != self._text.strip():
+            self._says(text)  # else the app stripped its last word: no more was taken back than blanks
+        if not self._text:
+            self._chunks.fail(UnavailableError("no_answer", "its function ended without a text"))
         self._chunks.end()
+
+
+def last_word(raw: bytes) -> bytes:
+    """The last event that is no heartbeat: it says what all before it said, and is read in no time.
+
+    Raises:
+        LostError: an event that is too large.
+    """
+    for one in sse.backwards(_whole(sse.Splitter(), raw)):
+        if (event := _read(one)) is not None and event[0] in ("generating", "complete", "error"):
+            return one
+    return b""
 
 
 def answer_in(outputs: Any) -> str:
@@ -116,6 +123,22 @@ def _text(content: Any) -> str:
         return content if isinstance(content, str) else ""
     parts = (part.get("text") if isinstance(part, dict) else part for part in content)
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def _whole(splitter: sse.Splitter, raw: bytes) -> bytes:
+    try:
+        return splitter.feed(raw)
+    except ValueError as exc:
+        raise LostError("too_large", str(exc)) from exc
+
+
+def _read(event: bytes) -> tuple[str, Any] | None:
+    """Its kind and what it says; None for comments, and for what is no JSON: the next one says it again."""
+    try:
+        data = sse.read(event)
+        return None if data is None else _plain(data.name, loads(data.text))
+    except ValueError:
+        return None
 
 
 def _plain(name: str, said: Any) -> tuple[str, Any]:

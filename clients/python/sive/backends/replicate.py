@@ -9,6 +9,7 @@ from sive import sse
 from sive.backends import Backend, Flow, Reply, Request
 from sive.backends.conversation import SAMPLING_FIELDS, TEXT_FIELDS, Conversation, conversation
 from sive.backends.pieces import TextChunks, as_one
+from sive.backends.refusals import judged
 from sive.errors import LostError, UnavailableError
 from sive.protocol import JSON_HEADERS, SSE_HEADERS, Json, dumps, loads
 from sive.wires import WireRequest
@@ -57,7 +58,7 @@ class ReplicateBackend(Backend):
         created = yield self._create(said.model, self.inputs | inputs)
         prediction = _json(created)
         if prediction is None:
-            return _judged(created)
+            return judged(created, REFUSED)
         chunks = TextChunks(request.endpoint, said.model, dropped)
         if self.streams and prediction.get("status") in ("starting", "processing"):
             url = self._stream_url(prediction)
@@ -67,6 +68,7 @@ class ReplicateBackend(Backend):
                     "no_stream",
                     "the model gives no events: say streaming = false in its [[backend]]",
                     needs_owner=True,
+                    of_model=True,
                 )
             headers = self.own_headers() | {"accept": "text/event-stream"}
             farewell = self._cancel(prediction)
@@ -74,7 +76,7 @@ class ReplicateBackend(Backend):
                 "GET", url, headers, reads_body=not request.stream, farewell=farewell, waits_for=BOOT
             )
             reading = Reading(chunks)
-            if request.stream or reply.status != 200:
+            if judged(reply).status != 200 or request.stream:
                 return reading
             return as_one(request.endpoint, reading(reply.body))
         text = yield from self._output(prediction)
@@ -123,12 +125,12 @@ class ReplicateBackend(Backend):
         """
         status, output = str(prediction.get("status")), prediction.get("output")
         if status == "succeeded":
-            return "".join(map(str, output)) if isinstance(output, list) else str(output or "")
+            return _text(output)
         if status in _ENDED:
             raise UnavailableError(f"prediction_{status}", _ENDED[status])
         yield self._cancel(prediction)
         if status == "starting":
-            raise UnavailableError("cold_boot", BOOT, rest_s=BOOT_REST_S)
+            raise UnavailableError("cold_boot", BOOT, rest_s=BOOT_REST_S, of_model=True)
         raise UnavailableError("too_slow", f"the prediction did not end within {WAIT_S} s")
 
     @property
@@ -137,6 +139,7 @@ class ReplicateBackend(Backend):
 
 
 BOOT = "its model starts (a cold boot)"
+REFUSED = "it refused the prediction: does the model take these inputs?"
 
 
 class Reading:
@@ -218,16 +221,16 @@ def _transcript(said: Conversation) -> str:
     return f"{turns}Assistant:"
 
 
-def _judged(reply: Reply) -> Reply:
-    """A refusal to be judged by its status; what is wrong with our inputs is no fault of the caller's.
+def _text(output: Any) -> str:
+    """A text, or its pieces.
 
     Raises:
-        UnavailableError: the latter.
+        UnavailableError: it is neither.
     """
-    if reply.status in (400, 422):
-        message = f"it refused the prediction (HTTP {reply.status}): does the model take these inputs?"
-        raise UnavailableError(f"http_{reply.status}", message)
-    return reply
+    pieces = output if isinstance(output, list) else [output]
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise UnavailableError("no_answer", "the prediction's output is no text", of_model=True)
+    return "".join(pieces)
 
 
 def _json(reply: Reply) -> Json | None:

@@ -6,7 +6,10 @@ from urllib.parse import quote
 
 from sive.backends import Backend, Flow, Reply, Request
 from sive.backends.pieces import as_stream
+from sive.backends.refusals import judged
+from sive.chunks import refusal_status
 from sive.errors import UnavailableError
+from sive.policy import NO_WORKER_WORDS, error_text
 from sive.protocol import JSON_HEADERS, Json, dumps, loads
 from sive.wires import WireRequest
 
@@ -34,10 +37,11 @@ class RunpodQueueBackend(Backend):
         reply = yield self._post(f"runsync?wait={WAIT_S * 1000}", dumps(job))
         said = _object(reply)
         if said is None:
-            return reply
+            has_no_worker = any(word in error_text(reply.body) for word in NO_WORKER_WORDS)
+            return reply if has_no_worker else judged(reply)
         status = said.get("status")
         if status == "COMPLETED":
-            answer = Reply(200, JSON_HEADERS, dumps(_answer(said.get("output"))))
+            answer = _answer(said.get("output"))
             return (as_stream(answer) or answer) if request.stream else answer
         if status in ("IN_QUEUE", "IN_PROGRESS"):
             yield self._post(f"cancel/{quote(str(said.get('id')), safe='')}", b"")
@@ -60,9 +64,17 @@ def _object(reply: Reply) -> Json | None:
     return said if isinstance(said, dict) else None
 
 
-def _answer(output: Any) -> Any:
-    """The worker's answer; one that yields pieces gives a list, here of one."""
-    return output[0] if isinstance(output, list) and len(output) == 1 else output
+def _answer(output: Any) -> Reply:
+    """What the worker answered; one that yields pieces gives a list, here of one.
+
+    A job whose request its worker refused is complete too: what it said has the refusal's status.
+    """
+    said = output[0] if isinstance(output, list) and len(output) == 1 else output
+    if not isinstance(said, dict):
+        return Reply(200, JSON_HEADERS, dumps(said))
+    if said.get("object") == "error":  # vLLM's error as it was, without a frame
+        said = {"error": {name: value for name, value in said.items() if name != "object"}}
+    return Reply(refusal_status(said) or 200, JSON_HEADERS, dumps(said))
 
 
 def _word(status: Any) -> str:

@@ -291,12 +291,13 @@ class _Attempt:
 
     def on_end(self) -> None:
         """The reply is complete."""
-        self._farewell = None
         if not self._is_answer:
             self._walk(bytes(self._body))
         if self._is_stream:
             self._fail(LostError("eof"))
         elif self._is_answer:
+            if self._status < 400:  # else, or where the flow could not read it, its host may still be at work
+                self._farewell = None
             self._tell(Whole(bytes(self._body)))
 
     def on_lost(self, lost: LostError) -> None:

@@ -248,7 +248,8 @@ class Chain:
         headers = dict(head.headers)
         verdict = self._policy.judge(head.status, headers, body)
         rung, said = attempt.rung, "" if head.status < 400 else _message(head.status, body)
-        self._attempts.was_seen |= head.status < 400 or head.status >= 500
+        lacks_endpoint = self._lacks_endpoint(attempt, head, body)
+        self._attempts.was_seen |= head.status < 400 or (head.status >= 500 and not lacks_endpoint)
         if verdict.follow == "answer" and attempt.plan.level is None and not attempt.plan.keeps_stop:
             self._whole(attempt, head, body)
         elif verdict.follow == "answer":
@@ -258,7 +259,7 @@ class Chain:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
-        elif self._lacks_endpoint(attempt, head, body):
+        elif lacks_endpoint:
             self._ask_otherwise(attempt, head, body)
         elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)

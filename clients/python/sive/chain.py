@@ -35,7 +35,7 @@ from sive.faces import Face
 from sive.health import Health
 from sive.pass_on import StreamRelay
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
-from sive.protocol import JSON_HEADERS, Json, dumps, passed_on
+from sive.protocol import JSON_HEADERS, NOT_ITS_SHAPE, Json, dumps, passed_on
 from sive.reasons import reason_in, reason_in_body
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay
 from sive.report import Report
@@ -310,7 +310,7 @@ class Chain:
             label, headers = self._words.label(attempt.plan, head), self._words.headers(attempt.rung)
             strips_ids = "return_token_ids" in attempt.plan.request.body and not self._voice.wants_ids
             commands, usage = self._face.whole(body, label, headers, strips_ids=strips_ids)
-        except ValueError as exc:
+        except NOT_ITS_SHAPE as exc:
             what = f"a 200 that is no answer: {exc}"
             self._failed(attempt, "malformed", what, Verdict("no_answer", "model"))
             return
@@ -451,7 +451,7 @@ class Chain:
         """Say the end; an answer that cannot be put together broke off, in a way."""
         try:
             self._do += self._face.end(rest, self._words.headers(rung))
-        except ValueError as exc:
+        except NOT_ITS_SHAPE as exc:
             return _Cut(rung, "malformed", f"an answer that cannot be read: {exc}", None)
         if not self._is_probe:  # one token says nothing of the next hundred
             self._health.completed(rung)
@@ -463,7 +463,8 @@ class Chain:
     def _carry_on(self, cut: _Cut) -> Asking:
         """Ask whoever can go on with an answer; when nobody can, the caller is told."""
         self._note(cut)
-        said = cut.relay.transcript() if cut.relay is not None else None
+        relay = cut.relay
+        said = relay.transcript() if relay is not None and not relay.has_gaps else None
         if said is not None:
             if cut.reason == "limited" and said.settled_chars > self._voice.transcript.settled_chars:
                 self._attempts.forgive(cut.rung)

@@ -15,7 +15,7 @@ from sive.protocol import loads
 from sive.routes import Model
 from sive.wires.http import HttpWire
 
-from tests.chain_play import call, policy
+from tests.chain_play import DONE, Play, call, chunk, policy, role, twins
 from tests.lab import upstream
 from tests.lab.callers import Listener, on_a_loop, rung_of
 from tests.lab.hosts import Hosts
@@ -41,14 +41,19 @@ def words(count: int, *, ends: bool = True) -> upstream.Manner:
     return manner
 
 
-def run(*manners: upstream.Manner, stream: bool = False, **limits: int) -> tuple[Chain, Listener]:
-    """Ask such hosts in order."""
+def run(
+    *manners: upstream.Manner, stream: bool = False, is_whole: bool = False, **limits: int
+) -> tuple[Chain, Listener]:
+    """Ask such hosts in order; ``is_whole``: they know no streams."""
     bounded: Policy = replace(policy(), limits=Limits(**{"reply_bytes": LIMIT, "held_bytes": LIMIT} | limits))
 
     async def work() -> tuple[Chain, Listener]:
         asked, listener, wire = call(stream=stream), Listener(), HttpWire()
         model = Model(
-            "spinoza", tuple(rung_of(f"b{at}", host, resume="text") for at, host in enumerate(hosts))
+            "spinoza",
+            tuple(
+                rung_of(f"b{at}", host, resume="text", streams=not is_whole) for at, host in enumerate(hosts)
+            ),
         )
         face = StreamFace() if stream else WholeFace(asked)
         now = asyncio.get_running_loop().time()
@@ -102,6 +107,54 @@ def test_what_is_too_long_to_be_kept_is_not_carried_on() -> None:
     lost, listener = run(words(200, ends=False), answers("more"), stream=True)
     assert lost.report.is_broken_off
     assert b"stream_interrupted" in listener.heard
+
+
+def test_what_carries_on_is_kept_no_longer() -> None:
+    """It flows on when there is no room for it, and what is cut then is an error event."""
+    kept, _ = run(words(5, ends=False), words(20, ends=False), answers("more"), stream=True)
+    assert set(kept.report.resumes) == {("text", "ok")}
+    assert kept.report.is_complete
+    lost, listener = run(words(5, ends=False), words(200, ends=False), answers("more"), stream=True)
+    assert listener.heard.count(BLOCK.encode()) > 200
+    assert lost.report.is_broken_off
+    assert b"stream_interrupted" in listener.heard
+
+
+@pytest.mark.parametrize("finish", ["stop", None])
+def test_what_there_is_no_room_for_is_missing(finish: str | None) -> None:
+    """Even if only one piece of text was not kept: that is neither an end nor anything to go on from."""
+    play = Play(*twins("a", "b"), asked=call())
+    play.streams(1, role(prompt_token_ids=[5]), chunk("one", ids=[1]))
+    others = Limits().held_bytes - 5_000
+    play.chain.budget.take(others)
+    with pytest.raises(LostError, match="may hold"):
+        play.reads(1, [chunk(BLOCK, finish, ids=[2])])
+    play.chain.budget.give_back(others)
+    play.loses(1, "too_large")
+    assert play.asked.endpoint == "chat/completions"  # from the beginning
+    play.streams(2, chunk("well", "stop") + DONE)
+    assert loads(play.heard)["choices"][0]["message"]["content"] == "well"
+
+
+def test_a_first_event_that_there_is_no_room_for_is_the_next_rungs() -> None:
+    """With all that sive writes into it."""
+    first = upstream.event({"choices": [{"index": 0, "delta": {"content": "x" * 2000}}]})
+
+    async def barely(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.piece(first)
+        await exchange.gone.wait()
+
+    chain, listener = run(barely, answers("well"), held_bytes=len(first))
+    assert loads(listener.heard)["choices"][0]["message"]["content"] == "well"
+    assert reasons(chain) == {"too_large"}
+
+
+def test_a_reply_that_is_read_and_written_anew_is_held_once() -> None:
+    """An answer in one piece, as the stream it would have been."""
+    chain, listener = run(answers("x" * 600_000), stream=True, is_whole=True)
+    assert listener.headers["x-sive-backend"] == "b0"
+    assert chain.report.is_complete
 
 
 @pytest.mark.parametrize("stream", [False, True])

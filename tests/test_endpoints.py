@@ -131,6 +131,17 @@ def test_any_way_to_say_that_there_is_no_such_page_is_understood(serve: Serve, h
     assert served.get("/ready").json()["models"]["m"][0]["ready"] is True
 
 
+def test_who_lacks_the_page_did_nothing_that_is_not_done_twice(serve: Serve, hosts: Hosts) -> None:
+    """A request whose tools the host runs goes on to the rung that has the endpoint."""
+    lacking = says(501, {"error": {"message": "no backend has it", "code": "not_implemented"}})
+    served = serve(routed(hosts.add(lacking), hosts.add(by_path({"/responses": responds("a")}))))
+    answer = ask(served, "responses", tools=[{"type": "web_search"}])
+    assert (answer.status_code, answer.headers.get("x-sive-backend")) == (200, "b1")
+    failing = serve(routed(hosts.add(says(500)), other := hosts.add(by_path({"/responses": responds("a")}))))
+    assert ask(failing, "responses", tools=[{"type": "web_search"}]).status_code == 503
+    assert other.seen == []
+
+
 def test_a_model_that_is_unknown_is_no_missing_page(serve: Serve, hosts: Hosts) -> None:
     """The host is asked again once it has the model; its other models are left alone."""
     unknown = says(404, {"error": {"message": "The model `m0` does not exist.", "code": 404}})

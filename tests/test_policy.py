@@ -196,6 +196,16 @@ def test_retry_after_is_a_sensible_number_or_none(said: str, seconds: float | No
     assert retry_after_s({}) is None
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("20.5", 20.5), ("true", None), ("1" + "0" * 400, None), ('"soon"', None)]
+)
+def test_a_wait_that_a_body_says_is_a_sensible_number_or_none(said: str, seconds: float | None) -> None:
+    """An integer may have any number of digits."""
+    body = b'{"error": "loading", "estimated_time": %b}' % said.encode()
+    assert retry_after_s({}, body) == seconds
+    assert Policy().judge(503, {"content-type": "application/json"}, body).retry_after_s == seconds
+
+
 def test_the_jitter_stays_within_its_bounds() -> None:
     """50 to 250 ms unless configured otherwise."""
     drawn = [Policy().backoff_s() for _ in range(100)]

@@ -1,11 +1,14 @@
 """Replicate and RunPod's queue as rungs: what a job's state means, and what becomes of one nobody reads."""
 
+import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from sive import sse
+from sive import farewell, sse
 from sive.backends import Backend
 from sive.backends.conversation import conversation
 from sive.backends.make import make_backend
@@ -15,6 +18,7 @@ from sive.config import BackendSettings
 from sive.health import Health
 from sive.policy import Clocks, Policy
 from sive.routes import Rung
+from sive.wires import WireRequest
 from sive.wires.aiohttp import AiohttpWire
 from sive.wires.http import HttpWire
 from sive.wires.httpx import HttpxWire
@@ -135,6 +139,41 @@ def test_whoever_leaves_before_its_first_word_cancels_it_too(wire: Any, hosts: H
 
     ask(replicate(upstream), until=is_asked, wire=wire)
     assert host.cancelled == ["p0"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "how", [{"drops": True}, {"refuses": 404}, {"refuses": 502}, {"stream_at": "http://other.example"}]
+)
+def test_what_nobody_can_read_is_cancelled(how: dict[str, Any], stream: bool, hosts: Hosts) -> None:
+    """A reply that ends is not yet a prediction that did."""
+    host = Replicate(**how)
+    upstream = hosts.add(host)
+    heard = ask(replicate(upstream), stream=stream)
+    assert not heard.is_done
+    created = [number for number, one in enumerate(upstream.seen) if one.path.endswith("/predictions")]
+    assert host.cancelled == [f"p{number}" for number in created]
+
+
+def test_a_farewell_is_forgotten_with_its_loop() -> None:
+    """One that closed before the reply came, and whose timer never rings."""
+
+    class Deaf:
+        """A wire of one request, whose reply never comes."""
+
+        def send(self, request: WireRequest, receiver: object) -> "Deaf":
+            """Take it; what receives stays with it."""
+            return self
+
+    async def leaves() -> None:
+        farewell.say(wire := Deaf(), WireRequest("POST", "http://x"))
+        sent.append(weakref.ref(wire))
+
+    sent: list[weakref.ref[Deaf]] = []
+    for _ in range(3):
+        asyncio.run(leaves())
+    gc.collect()
+    assert [one() is None for one in sent] == [True, True, False]
 
 
 def test_a_model_without_events_is_waited_for_whole(hosts: Hosts) -> None:

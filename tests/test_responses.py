@@ -168,6 +168,35 @@ def test_the_cpu_answers_when_the_rung_that_has_responses_is_gone(serve: Serve, 
     assert events(answer)[-1]["response"]["model"] == "sive-embedded"
 
 
+@pytest.mark.parametrize("choice", [{"message": None}, {"message": "hi"}, {"index": "0", "message": {}}])
+def test_a_chat_of_another_shape_is_the_next_rungs(choice: Any, serve: Serve, hosts: Hosts) -> None:
+    """Whatever is wrong with it, nothing of it is believed."""
+    odd = {"id": "x", "choices": [{"index": 0, "finish_reason": "stop", **choice}]}
+    first = hosts.add(by_path({"/chat/completions": says(200, odd)}))
+    served = serve(routed(first, hosts.add(chats("a"))) + "guard_json = false\n")
+    answer = ask(served, "responses")
+    assert (answer.status_code, answer.headers["x-sive-backend"]) == (200, "b1")
+    assert answer.json()["output"][0]["content"][0]["text"] == "a"
+
+
+def test_usage_of_another_shape_is_no_usage(serve: Serve, hosts: Hosts) -> None:
+    """The answer is one all the same."""
+
+    async def counts(exchange: upstream.Exchange) -> None:
+        usage = {"prompt_tokens": 1, "prompt_tokens_details": [1], "completion_tokens_details": "none"}
+        await exchange.head()
+        await exchange.event(chunk(exchange, {"content": "one"}) | {"usage": usage})
+        await exchange.event(chunk(exchange, {}, "stop"))
+        await exchange.done()
+
+    served = serve(routed(hosts.add(by_path({"/chat/completions": counts}))))
+    for stream in (True, False):
+        answer = ask(served, "responses", stream=stream)
+        said = events(answer)[-1]["response"] if stream else answer.json()
+        assert said["output"][0]["content"][0]["text"] == "one"
+        assert said["usage"]["input_tokens_details"]["cached_tokens"] == 0
+
+
 def test_what_is_more_than_text_is_named(serve: Serve, hosts: Hosts) -> None:
     """Where no rung has responses, a 501 names the field; where one has, it is the rung's."""
     config = routed(hosts.add(chats("a")), hosts.add(by_path({"/responses": responds("a")})))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sive.budget import Budget
 from sive.protocol import Endpoint
 from sive.relay import FailedInBand, Finished, Finishing, Label
 from sive.rewrite import Diverged, RewritingRelay, Voice
@@ -116,6 +117,19 @@ def test_a_bill_without_the_backends_word() -> None:
     assert payloads(out)[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
 
 
+def test_what_is_too_long_to_be_kept_is_counted_all_the_same() -> None:
+    """It cannot be carried on; the bill is that of all."""
+    relay = resumed(voice(wants_usage=True), before=2)
+    relay.budget = Budget(300)
+    words = [completion("cdef", ids=[3, 4]) for _ in range(20)]
+    out, _ = fed(relay, *words)
+    assert relay.transcript() is None
+    assert text_of(out) == "cdef" * 20
+    out, _ = fed(relay, END)
+    assert payloads(out)[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 43, "total_tokens": 45}
+    assert payloads(out)[-1]["id"] == "up"
+
+
 WORDS = st.lists(st.text("abé🙂", max_size=5), min_size=1, max_size=6)
 
 
@@ -168,7 +182,8 @@ def test_until_all_has_come_again_nothing_is_new() -> None:
     fed(relay, chunk("ab"))
     assert relay.transcript() is had
     fed(relay, chunk("cd"))
-    assert relay.transcript().text == "abcd"
+    assert (said := relay.transcript()) is not None
+    assert said.text == "abcd"
 
 
 @pytest.mark.parametrize("last", [chunk(finish="abort"), event({"error": {"message": "died"}}), DONE])

@@ -47,6 +47,18 @@ def test_large_vectors_go_on_as_they_came(spaced: bool, more: Json) -> None:
     assert whole_through("embeddings", raw, LABEL, {})[1] == large["usage"]
 
 
+def test_large_vectors_go_through_one_sive_after_another() -> None:
+    """What a sive says beside them has lists of its own."""
+    once, twice = (raw := json.dumps(embeddings(1000)).encode()), b""
+    for _ in range(2):
+        *_, last = whole_through("embeddings", once, LABEL, {})[0]
+        assert isinstance(last, End)
+        assert b'"dropped":[]}}' in last.data
+        assert b'"embedding": [0.5, -1e-05, ' in last.data  # spaced as they came: nobody wrote them anew
+        once, twice = last.data, once
+    assert loads(once) == loads(twice) == passed(raw)
+
+
 def test_large_vectors_that_are_cut_are_no_answer() -> None:
     """Wherever the reply ends too early."""
     raw = json.dumps(embeddings(1000)).encode()

@@ -15,6 +15,7 @@ class Replicate:
 
     ``status``: how a prediction begins. ``ends``: the reason in its last event, None for a good end.
     ``stream_at``: another host for its events. ``holds``: events come, but no end. ``boots``: no events.
+    ``drops``: they end without the last. ``refuses``: the status that there is instead of events.
     """
 
     status: str = "starting"
@@ -23,6 +24,8 @@ class Replicate:
     streams: bool = True
     holds: bool = False
     boots: bool = False
+    drops: bool = False
+    refuses: int = 0
     says: tuple[str, ...] = WORDS
     cancelled: list[str] = field(default_factory=list)
 
@@ -49,6 +52,9 @@ class Replicate:
         return {"id": name, "status": self.status, "urls": urls, "output": output, "error": None}
 
     async def _events(self, exchange: Exchange) -> None:
+        if self.refuses:
+            await exchange.json({"detail": "no"}, self.refuses)
+            return
         await exchange.head()
         if self.boots:
             await exchange.gone.wait()
@@ -58,6 +64,9 @@ class Replicate:
             await exchange.piece(f"event: output\nid: {number}:0\n{data}\n\n".encode())
         if self.holds:
             await exchange.gone.wait()
+            return
+        if self.drops:
+            await exchange.end()
             return
         if self.ends == "error":
             await exchange.piece(b'event: error\ndata: {"detail": "CUDA: /src/predict.py"}\n\n')

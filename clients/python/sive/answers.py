@@ -4,7 +4,8 @@ from collections.abc import KeysView
 from typing import Any
 
 from sive import sse
-from sive.protocol import Endpoint, Json, choices_of, loads
+from sive.chunks import index_of
+from sive.protocol import NOT_ITS_SHAPE, Endpoint, Json, choices_of, loads
 
 PORTION_BYTES = 32_768
 
@@ -59,7 +60,7 @@ class Answer:
             try:
                 if chunk is not None and not self._takes_text(chunk):
                     self._join(chunk)
-            except (AttributeError, TypeError, KeyError) as exc:
+            except NOT_ITS_SHAPE as exc:
                 raise ValueError(f"a chunk of another shape than OpenAI's: {exc}") from exc
         self._events.clear()
         self._waiting_bytes = 0
@@ -81,9 +82,7 @@ class Answer:
 
     def _join(self, chunk: Json) -> None:
         for choice in choices_of(chunk):
-            index = choice.get("index", 0)
-            if not isinstance(index, int):
-                raise ValueError("a choice without an index")
+            index = index_of(choice)
             begun = self._choices.setdefault(index, _begun(choice, self._endpoint))
             _join_choice(begun, choice)
             self._messages[index] = begun.get("message", {})

@@ -35,7 +35,7 @@ from sive.faces import Face
 from sive.health import Health
 from sive.pass_on import StreamRelay
 from sive.policy import UNSEEN, Blame, Policy, Verdict, retry_after_s
-from sive.protocol import JSON_HEADERS, Json, dumps, passed_on
+from sive.protocol import JSON_HEADERS, NOT_ITS_SHAPE, Json, dumps, passed_on
 from sive.reasons import reason_in, reason_in_body
 from sive.relay import ERROR_IN_BAND, FailedInBand, Finished, Finishing, Label, Relay
 from sive.report import Report
@@ -248,7 +248,8 @@ class Chain:
         headers = dict(head.headers)
         verdict = self._policy.judge(head.status, headers, body)
         rung, said = attempt.rung, "" if head.status < 400 else _message(head.status, body)
-        self._attempts.was_seen |= head.status < 400 or head.status >= 500
+        lacks_endpoint = self._lacks_endpoint(attempt, head, body)
+        self._attempts.was_seen |= head.status < 400 or (head.status >= 500 and not lacks_endpoint)
         if verdict.follow == "answer" and attempt.plan.level is None and not attempt.plan.keeps_stop:
             self._whole(attempt, head, body)
         elif verdict.follow == "answer":
@@ -258,7 +259,7 @@ class Chain:
             # Standing in for another: what it says of itself is why it cannot, not the request's fault.
             verdict = Verdict("next_rung", retry_after_s=retry_after_s(headers))
             self._failed(attempt, f"http_{head.status}", said, verdict)
-        elif self._lacks_endpoint(attempt, head, body):
+        elif lacks_endpoint:
             self._ask_otherwise(attempt, head, body)
         elif self._refuses_ids(attempt, head, body):
             self._health.learn_token_ids(rung.backend.name, self._now, gives=False)
@@ -309,7 +310,7 @@ class Chain:
             label, headers = self._words.label(attempt.plan, head), self._words.headers(attempt.rung)
             strips_ids = "return_token_ids" in attempt.plan.request.body and not self._voice.wants_ids
             commands, usage = self._face.whole(body, label, headers, strips_ids=strips_ids)
-        except ValueError as exc:
+        except NOT_ITS_SHAPE as exc:
             what = f"a 200 that is no answer: {exc}"
             self._failed(attempt, "malformed", what, Verdict("no_answer", "model"))
             return
@@ -451,7 +452,7 @@ class Chain:
         """Say the end; an answer that cannot be put together broke off, in a way."""
         try:
             self._do += self._face.end(rest, self._words.headers(rung))
-        except ValueError as exc:
+        except NOT_ITS_SHAPE as exc:
             return _Cut(rung, "malformed", f"an answer that cannot be read: {exc}", None)
         if not self._is_probe:  # one token says nothing of the next hundred
             self._health.completed(rung)
@@ -463,7 +464,8 @@ class Chain:
     def _carry_on(self, cut: _Cut) -> Asking:
         """Ask whoever can go on with an answer; when nobody can, the caller is told."""
         self._note(cut)
-        said = cut.relay.transcript() if cut.relay is not None else None
+        relay = cut.relay
+        said = relay.transcript() if relay is not None and not relay.has_gaps else None
         if said is not None:
             if cut.reason == "limited" and said.settled_chars > self._voice.transcript.settled_chars:
                 self._attempts.forgive(cut.rung)

@@ -37,6 +37,18 @@ def strip_ids(answer: Json) -> bool:
     return found
 
 
+def index_of(choice: Json) -> int:
+    """Which of several choices it is.
+
+    Raises:
+        ValueError: it does not say so as OpenAI does.
+    """
+    index = choice.get("index", 0)
+    if not isinstance(index, int):
+        raise ValueError("a choice without an index")
+    return index
+
+
 def finish_reasons(chunk: Json) -> dict[int, str]:
     """The finish_reason of each choice that ends in this chunk, by its index.
 
@@ -45,10 +57,8 @@ def finish_reasons(chunk: Json) -> dict[int, str]:
     """
     finished = {}
     for choice in choices_of(chunk):
+        index = index_of(choice)
         if reason := choice.get("finish_reason"):
-            index = choice.get("index", 0)
-            if not isinstance(index, int):
-                raise ValueError("a choice without an index")
             finished[index] = str(reason)
     return finished
 
@@ -60,12 +70,14 @@ def has_token(chunk: Json) -> bool:
         ValueError: the chunk has another shape than OpenAI's.
     """
     if "choices" in chunk:
-        return any(_says_something(choice) for choice in choices_of(chunk))
+        said = [_says_something(choice) for choice in choices_of(chunk)]  # all of them are looked at
+        return any(said)
     kind = str(chunk.get("type", ""))
     return kind.endswith("delta") or kind in ENDS or any(work in kind for work in WORKS)
 
 
 def _says_something(choice: Json) -> bool:
+    index_of(choice)
     delta = choice.get("delta") or {}
     if not isinstance(delta, dict):
         raise ValueError("a delta that is no object")

@@ -291,12 +291,13 @@ class _Attempt:
 
     def on_end(self) -> None:
         """The reply is complete."""
-        self._farewell = None
         if not self._is_answer:
             self._walk(bytes(self._body))
         if self._is_stream:
             self._fail(LostError("eof"))
         elif self._is_answer:
+            if self._status < 400:  # else, or where the flow could not read it, its host may still be at work
+                self._farewell = None
             self._tell(Whole(bytes(self._body)))
 
     def on_lost(self, lost: LostError) -> None:
@@ -334,7 +335,8 @@ class _Attempt:
     def _begin(self, how: Translate | Reply | None) -> None:
         self._is_answer = True
         if isinstance(how, Reply):
-            self._status, self._headers, self._body = how.status, how.headers, bytearray()
+            self._drop_body()
+            self._status, self._headers = how.status, how.headers
         streams = self._headers.get("content-type", "").startswith("text/event-stream")
         if self._opened.request.stream and self._status == 200 and streams:
             self._is_stream = True
@@ -395,8 +397,14 @@ class _Attempt:
         relay, caller = self._relay, self._caller
         try:
             out = relay.feed(data, self._loop.time())
+        except LostError as lost:
+            self._fail(lost)
+            return
         except ValueError as exc:
             self._fail(LostError("malformed", str(exc)))
+            return
+        except Exception:  # as in `start`
+            self._break()
             return
         if out:
             caller.send(out)

@@ -10,10 +10,14 @@ FAREWELL_S = 10.0
 """Then the connection closes, whether the host has replied or not."""
 
 _under_way: "set[_Unheard]" = set()
+"""Of every loop: copied before it is walked, as loops of other threads add theirs."""
 
 
 def say(wire: Wire, request: WireRequest) -> None:
     """Send it; nobody waits for the reply."""
+    for one in tuple(_under_way):
+        if one.over.get_loop().is_closed():  # before its reply came, and its timer
+            _under_way.discard(one)
     unheard = _Unheard(asyncio.get_running_loop())
     _under_way.add(unheard)
     unheard.exchange = wire.send(request, unheard)
@@ -22,7 +26,7 @@ def say(wire: Wire, request: WireRequest) -> None:
 async def finish(seconds: float = 1.0) -> None:
     """Let this loop's farewells reach their hosts, before the wires close."""
     loop = asyncio.get_running_loop()
-    if said := [one.over for one in _under_way if one.over.get_loop() is loop]:
+    if said := [one.over for one in tuple(_under_way) if one.over.get_loop() is loop]:
         await asyncio.wait(said, timeout=seconds)
 
 

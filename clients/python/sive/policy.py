@@ -229,7 +229,10 @@ def _said_wait_s(body: bytes) -> float | None:
     except ValueError:
         return None
     estimated = payload.get("estimated_time") if isinstance(payload, dict) else None
-    if isinstance(estimated, int | float):
-        return float(estimated)
+    if isinstance(estimated, int | float) and not isinstance(estimated, bool):
+        try:
+            return float(estimated)
+        except OverflowError:  # an integer may have any number of digits
+            return None
     found = _SAID_WAIT.search(error_text(body))
     return float(found.group(1)) if found else None

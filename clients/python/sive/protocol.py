@@ -16,6 +16,9 @@ FinishReason = Literal["stop", "length"]
 
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')
 
+NOT_ITS_SHAPE = (ValueError, TypeError, AttributeError, LookupError)
+"""What reading a host's JSON raises that has another shape than OpenAI's."""
+
 DONE = b"data: [DONE]\n\n"
 JSON_HEADERS = {"content-type": "application/json"}
 SSE_HEADERS = {

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sive import sse
 from sive.budget import Budget
-from sive.chunks import finish_reasons, is_error
+from sive.chunks import finish_reasons, index_of, is_error
 from sive.errors import LostError
 from sive.protocol import DONE, Json, choices_of
 from sive.transcript import Transcript
@@ -86,7 +86,8 @@ class Relay:
     ``take`` says when the state changed; after Finished or FailedInBand nothing may be fed. ``fed_at`` is
     the time of the last chunk, ``waits_since`` when the patience with the next one began, ``is_blocked``
     says that the caller is slow to take them, ``chunks`` and ``malformed`` count events, ``usage`` is what
-    the backend counted. ``gathered``: where the bytes go instead, when the caller wants one piece.
+    the backend counted. ``has_gaps``: some of what was read was not passed on, so that this is neither the
+    end nor anything to go on from. ``gathered``: where the bytes go instead, when the caller wants one piece.
     ``rewrites``: what becomes of them for a caller of another protocol. ``budget``: where those that are kept
     are counted.
     A subclass says what becomes of a chunk.
@@ -99,6 +100,7 @@ class Relay:
         self.chunks = 0
         self.malformed = 0
         self.usage: Json | None = None
+        self.has_gaps = False
         self.gathered: Gathering | None = None
         self.gathered_bytes = 0
         self.rewrites: Callable[[bytes], bytes] | None = None
@@ -127,17 +129,18 @@ class Relay:
         out = self._pass(whole)
         if self.chunks > before:  # a backend that only sends comments is as silent as one that sends nothing
             self.fed_at = self.waits_since = at
-        if self.gathered is not None or self.rewrites is not None:
-            self._hold(len(out))
-        if self.gathered is not None:
-            self.gathered.append(out)
-            return b""
-        return out if self.rewrites is None else self.rewrites(out)
+        if self.gathered is None and self.rewrites is None:
+            return out
+        try:
+            return self._given(out)
+        except Exception:
+            self.has_gaps = True
+            raise
 
     @property
     def is_finished(self) -> bool:
         """Has every choice its finish_reason?"""
-        return len(self._finished) >= self._choices
+        return len(self._finished) >= self._choices and not self.has_gaps
 
     def take(self) -> Happening | None:
         """What happened in the bytes fed last, once."""
@@ -152,10 +155,14 @@ class Relay:
         """What is left to say when the answer is complete, but its end mark never came."""
         return DONE
 
-    def _hold(self, size: int) -> None:
+    def _given(self, out: bytes) -> bytes:
         if self.budget is not None:
-            self.budget.take(size)
-            self.gathered_bytes += size
+            self.budget.take(len(out))
+            self.gathered_bytes += len(out)
+        if self.gathered is not None:
+            self.gathered.append(out)
+            return b""
+        return out if self.rewrites is None else self.rewrites(out)
 
     def _pass(self, whole: bytes) -> bytes:
         out: list[bytes] = []
@@ -202,7 +209,7 @@ class Relay:
         finished = finish_reasons(chunk)
         if finished and finished.keys() <= self._finished:
             return None  # said before
-        self._begun |= {choice.get("index", 0) for choice in choices_of(chunk)}
+        self._begun |= {index_of(choice) for choice in choices_of(chunk)}
         self.chunks += 1
         if isinstance(counted := chunk.get("usage"), dict):
             self.usage = counted

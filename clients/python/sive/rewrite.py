@@ -76,9 +76,12 @@ class RewritingRelay(Relay):
         self._is_limited = is_limited
         self._first = True
         self._is_told = False
+        self._is_kept = True
 
-    def transcript(self) -> Transcript:
-        """What the caller has: until all of it has come again, what it had before."""
+    def transcript(self) -> Transcript | None:
+        """What the caller has: until all of it has come again, what it had before. None: it is too long."""
+        if not self._is_kept:
+            return None
         return self._voice.transcript if self._swallow else self._transcript
 
     def finish(self) -> bytes:
@@ -117,6 +120,9 @@ class RewritingRelay(Relay):
     def _new(self, chunk: Json) -> str | None:
         """What of a chunk's text the caller does not have yet; None when it is not what the caller has."""
         text = self._transcript.add(chunk)
+        if self.budget is not None and not self.budget.has(self._transcript.bytes):
+            self._is_kept = False  # it flows on; it is only too long to be carried on
+            self._transcript = self._transcript.counted()
         if not self._swallow:
             return text
         known = min(len(text), len(self._swallow))

@@ -14,6 +14,9 @@ from sive.typed_relay import TypedRelay, counted, labelled
 LARGE_BODY_BYTES = 65_536
 """From here on the vectors of embeddings go on as they came: reading and writing 3 MB takes 17 ms."""
 
+TRIES = 8
+"""So many lists may follow the vectors: a sive says what it dropped there."""
+
 _LIST = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 
 _HOLDS: dict[Endpoint, str] = {"embeddings": "data", "messages": "content", "responses": "output"}
@@ -79,8 +82,21 @@ def _apart(body: bytes) -> tuple[bytes, Any]:
     """The list of large embeddings as it came, and the answer around it."""
     found = _LIST.search(body) if len(body) > LARGE_BODY_BYTES else None
     if found is not None:
-        start, end = found.end() - 1, body.rfind(b"]") + 1
-        answer = loads(body[:start] + b"[]" + body[end:])
-        if isinstance(answer, dict) and {"model", "usage"} <= answer.keys():
-            return body[start:end], answer
-    return b"", loads(body)  # small, or other lists follow
+        start, end = found.end() - 1, len(body)
+        for _ in range(TRIES):
+            end = body.rfind(b"]", start, end)
+            if end < 0:
+                break
+            answer = _around(body[:start], body[end + 1 :])
+            if answer.keys() >= {"model", "usage"}:
+                return body[start : end + 1], answer
+    return b"", loads(body)  # small, or with more beside its vectors than is known here
+
+
+def _around(before: bytes, after: bytes) -> Json:
+    """The answer without its list; empty where that ends elsewhere."""
+    try:
+        answer = loads(before + b"[]" + after)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

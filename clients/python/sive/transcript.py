@@ -88,6 +88,12 @@ class Transcript:
             holds_back=False,
         )
 
+    def counted(self) -> "Transcript":
+        """Without what was said: only who speaks, and how many tokens there were."""
+        return replace(
+            self, prompt_ids=None, ids=[], settled=0, settled_chars=0, text="", pieces=0, spent=self.tokens
+        )
+
     def started_over(self) -> "Transcript":
         """What a backend goes on from that is given nothing: only who the caller thinks is speaking."""
         return Transcript(self.id, self.created, self.object, self.model, prompt_tokens=self.prompt_tokens)

@@ -61,15 +61,11 @@ class ReplicateBackend(Backend):
             return judged(created, REFUSED)
         chunks = TextChunks(request.endpoint, said.model, dropped)
         if self.streams and prediction.get("status") in ("starting", "processing"):
-            url = self._stream_url(prediction)
-            if url is None:
+            try:
+                url = self._stream_url(prediction)
+            except UnavailableError:
                 yield self._cancel(prediction)
-                raise UnavailableError(
-                    "no_stream",
-                    "the model gives no events: say streaming = false in its [[backend]]",
-                    needs_owner=True,
-                    of_model=True,
-                )
+                raise
             headers = self.own_headers() | {"accept": "text/event-stream"}
             farewell = self._cancel(prediction)
             reply = yield WireRequest(
@@ -100,16 +96,17 @@ class ReplicateBackend(Backend):
         path = f"/v1/predictions/{quote(str(prediction.get('id')), safe='')}/cancel"
         return WireRequest("POST", self._base + path, self.own_headers(), reads_body=True)
 
-    def _stream_url(self, prediction: Json) -> str | None:
+    def _stream_url(self, prediction: Json) -> str:
         """Where its events are.
 
         Raises:
-            UnavailableError: at a host that must not see our key.
+            UnavailableError: nowhere, or at a host that must not see our key.
         """
         urls = prediction.get("urls")
         url = urls.get("stream") if isinstance(urls, dict) else None
         if not isinstance(url, str):
-            return None
+            message = "the model gives no events: say streaming = false in its [[backend]]"
+            raise UnavailableError("no_stream", message, needs_owner=True, of_model=True)
         ours, theirs = urlsplit(self._base), urlsplit(url)
         is_family = (ours.hostname or "").endswith(HOSTS) and (theirs.hostname or "").endswith(HOSTS)
         if theirs.scheme != ours.scheme or not (theirs.netloc == ours.netloc or is_family):

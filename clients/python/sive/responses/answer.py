@@ -4,6 +4,7 @@ import time
 import uuid
 from typing import Any
 
+from sive.chunks import finish_reasons
 from sive.protocol import Json
 
 _ECHOED = ("instructions", "max_output_tokens", "metadata", "temperature", "top_p", "user")
@@ -38,14 +39,18 @@ class ResponseAnswer:
         }
 
     def take(self, said: Json) -> None:
-        """What a chunk, or a whole chat completion, says beside its text."""
+        """What a chunk, or a whole chat completion, says beside its text.
+
+        Raises:
+            ValueError: it has another shape than OpenAI's.
+        """
         for name in ("model", "sive"):
             if said.get(name) is not None:
                 self._head[name] = said[name]
         if isinstance(usage := said.get("usage"), dict):
             self._head["usage"] = _usage(usage)
-        for choice in said.get("choices") or ():
-            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        for reason in finish_reasons(said).values():
+            self._finish_reason = reason
 
     @property
     def is_cut_short(self) -> bool:
@@ -83,18 +88,19 @@ def text_part(text: str) -> Json:
 
 def _usage(usage: Json) -> Json:
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    cached = usage.get("prompt_tokens_details") or {}
-    reasoning = usage.get("completion_tokens_details") or {}
+    cached = _detail(usage.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = _detail(usage.get("completion_tokens_details"), "reasoning_tokens")
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {
-            "cached_tokens": _count(cached.get("cached_tokens")),
-            "cache_write_tokens": 0,
-        },
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": _count(reasoning.get("reasoning_tokens"))},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": prompt + completion,
     }
+
+
+def _detail(details: Any, name: str) -> int:
+    return _count(details.get(name)) if isinstance(details, dict) else 0
 
 
 def _count(value: Any) -> int:

@@ -48,7 +48,8 @@ class ResponseEvents:
         self._answer.take(chunk)
         told = b"" if self.head else self._open()
         for choice in choices_of(chunk):
-            text = (choice.get("delta") or {}).get("content")
+            delta = choice.get("delta")
+            text = delta.get("content") if isinstance(delta, dict) else None
             if isinstance(text, str) and text:
                 self._pieces.append(text)
                 told += self._in_part("response.output_text.delta", delta=text, logprobs=[])

@@ -64,7 +64,15 @@ class ResponseWholeFace(WholeFace):
         return reply(status, failure_body("responses", status, payload), headers)
 
     def _response(self, chat: Json) -> Json:
+        """A chat completion as a response.
+
+        Raises:
+            ValueError: it has another shape than OpenAI's.
+        """
         response = ResponseAnswer(self._asked.body)
         response.take(chat)
-        content = chat["choices"][0].get("message", {}).get("content")
+        message = chat["choices"][0].get("message")
+        if not isinstance(message, dict):
+            raise ValueError("a choice without a message")
+        content = message.get("content")
         return response.whole(content if isinstance(content, str) else "")

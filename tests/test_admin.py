@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(TINY / name, made / name)
     (made / "adapters.toml").write_text(
         '[[adapter]]\nname = "spinoza"\nsource = "file:spinoza"\nbase_model = "file:base"\n'
-        'system_prompt = "You are Spinoza."\n\n[adapter.sampling]\ntemperature = 0.5\n'
+        'system_prompt = "You are\\u2028Spinoza."\n\n[adapter.sampling]\ntemperature = 0.5\n'
     )
     return made
 
@@ -111,13 +111,13 @@ def test_a_change_tells_its_phases(pod: Served, folder: Path) -> None:
     """As events, when asked so; the last one says what is served."""
     asked = {"action": "update", "name": "spinoza", "source": "file:bergson"}
     reply = _ask(pod, asked, accept="text/event-stream")
-    told = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+    told = [json.loads(line[6:]) for line in reply.text.split("\n") if line.startswith("data: ")]
     phases = [one["phase"] for one in told if "phase" in one]
     assert list(dict.fromkeys(phases)) == ["fetching", "checking", "loading", "probing"]
     assert any(one.get("done_bytes") for one in told)
     assert told[-1]["adapters"]["spinoza"]["pinned"]
     (listed,) = read_adapters(folder / "adapters.toml")
-    assert (listed.release.source, listed.system_prompt) == ("file:bergson", "You are Spinoza.")
+    assert (listed.release.source, listed.system_prompt) == ("file:bergson", "You are\u2028Spinoza.")
     assert listed.sampling == {"temperature": 0.5}
 
 

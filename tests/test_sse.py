@@ -1,6 +1,7 @@
 """Server-sent events cut out of bytes that arrive in pieces of any size."""
 
 import pytest
+from sive.protocol import event
 from sive.sse import Splitter
 
 
@@ -19,3 +20,13 @@ def test_an_event_is_found_wherever_it_was_torn(end: str) -> None:
         f"data: é{end}".encode(),
         f"data: œ{end}".encode(),
     ]
+
+
+def test_only_line_ends_end_what_an_event_says() -> None:
+    """JSON may hold what Unicode calls a line's end; what is no object is no payload."""
+    splitter = Splitter()
+    said = {"prompt": "Sois\u2028bref,\u0085vraiment."}
+    raw = b": waiting\n\n" + event(said)
+    assert [one for at in range(len(raw)) for one in splitter.payloads(raw[at : at + 1])] == [said]
+    with pytest.raises(ValueError, match="no object"):
+        list(splitter.payloads(b"data: 1\n\n"))

@@ -1,5 +1,6 @@
 """Server-sent events: cutting a byte stream into whole events, and reading one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,16 @@ class Splitter:
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"a server-sent event of more than {MAX_EVENT_BYTES} bytes")
         return data[:end]
+
+    def payloads(self, raw: bytes) -> Iterator[dict[str, Any]]:
+        """Yield what the events say that are complete now, each a JSON object.
+
+        Raises:
+            ValueError: one is something else, or too large.
+        """
+        for event in split(self.feed(raw)):
+            if (data := read(event)) is not None:
+                yield data.json()
 
 
 def _last_boundary(data: bytes, start: int) -> int:

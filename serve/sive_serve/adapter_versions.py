@@ -73,17 +73,20 @@ class AdapterVersions:
         await in_thread(self._lease.renew)
 
     async def prepare(self, name: str, *, max_rank: int | None) -> None:
-        """Have a version of an adapter on disk, and know that it may be loaded; refuse it otherwise."""
+        """Have a version of an adapter on disk, and know that it may be loaded.
+
+        Otherwise it is refused, unless a version answers meanwhile: that goes on.
+        """
         adapter = self._wanted.states[name].adapter
         try:
             async with self._held(adapter, partial(self._fetch_or_find, adapter)) as version:
                 self._wanted.enter(adapter, "checking")
                 await self._check_or_reject(adapter, version, max_rank=max_rank)
         except SiveError as exc:
-            self._wanted.refuse(adapter, str(exc), is_retried=True)
+            self._wanted.put_off(adapter, str(exc), is_retried=True)
         except Exception:  # the outermost frame of a task: without it nobody would be told
             log.exception("adapter %r cannot be prepared", name)
-            self._wanted.refuse(adapter, OWN_FAULT)
+            self._wanted.put_off(adapter, OWN_FAULT)
 
     async def _check_or_reject(self, adapter: Adapter, version: Version, *, max_rank: int | None) -> None:
         try:
@@ -223,7 +226,8 @@ class AdapterVersions:
         Raises:
             AdapterError: it cannot be had, and never was.
         """
-        known = self._wanted.states[adapter.name].wanted
+        state = self._wanted.states[adapter.name]
+        known = None if state.is_retried else state.wanted
         if known is not None and await in_thread(known.folder.is_dir):
             return known  # a restart is no wish for another voice
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from sive.errors import AdapterError
+from sive.errors import AdapterError, SiveError
 from sive_adapters import registry
 from sive_adapters.entries import MAX_PREVIOUS
 from sive_adapters.registry import Adapter, Release
@@ -67,7 +67,11 @@ class AdapterChanges:
             told("probing", None)
             await self._loaded.prove(engine, name, version)
             release = Release(adapter.release.source, version.sha256)
-            await self._list(replace(adapter, release=release), version)
+            try:
+                await self._list(replace(adapter, release=release), version)
+            except SiveError:  # what is not listed must not stay in the engine's memory
+                self._loaded.drain(name, version)
+                raise
             if self._loaded.engine is engine:  # another life of it has yet to load what is listed now
                 self._loaded.flip(name, version)
             return self._wanted.states[name]  # within the lock: who waits for it may remove the adapter

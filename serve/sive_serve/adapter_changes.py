@@ -36,8 +36,12 @@ class AdapterChanges:
         self._versions = versions
         self._loaded = loaded
 
-    async def put(self, name: str, wish: Wish, *, told: Told = nobody) -> AdapterState:
+    async def put(
+        self, name: str, wish: Wish, *, told: Told = nobody, is_automatic: bool = False
+    ) -> AdapterState:
         """Serve an adapter, or another version of it, and list it once it has proved itself.
+
+        Unless ``is_automatic`` somebody asks for it: what came twice with a wrong hash is fetched once more.
 
         Raises:
             AdapterError: it cannot be had, is not fit, does not speak as itself, or was changed meanwhile;
@@ -47,7 +51,7 @@ class AdapterChanges:
         before = self._wanted.listed(name)
         adapter = wish(before)
         self._loaded.running()
-        async with self._versions.fetched(adapter, told) as version:
+        async with self._versions.fetched(adapter, told, anew=not is_automatic) as version:
             told("checking", None)
             await self._versions.check(adapter, version, max_rank=self._loaded.max_rank)
             return await self._exchange(before, adapter, version, told)

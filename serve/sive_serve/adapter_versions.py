@@ -99,15 +99,15 @@ class AdapterVersions:
         self._wanted.update(adapter, wanted=version, phase=phase, detail="", progress=None, is_retried=False)
 
     @contextlib.asynccontextmanager
-    async def fetched(self, adapter: Adapter, told: Told) -> AsyncIterator[Version]:
-        """Have the version that is wanted: the pinned one, or what the source holds now.
+    async def fetched(self, adapter: Adapter, told: Told, *, anew: bool = False) -> AsyncIterator[Version]:
+        """Have the version that is wanted: pinned, or what the source holds; ``anew`` as in a store.
 
         Nobody removes it inside the block, and once it is listed and loaded as long as the engine lives.
 
         Raises:
             AdapterError: it cannot be had.
         """
-        async with self._held(adapter, lambda: self._fetch(adapter, told)) as version:
+        async with self._held(adapter, lambda: self._fetch(adapter, told, anew=anew)) as version:
             yield version
 
     @contextlib.asynccontextmanager
@@ -124,7 +124,7 @@ class AdapterVersions:
                 self._in_hand[version.folder] -= 1
         raise AdapterError(f"adapter {adapter.name!r}: {version.folder} is removed again and again")
 
-    async def _fetch(self, adapter: Adapter, told: Told) -> Version:
+    async def _fetch(self, adapter: Adapter, told: Told, *, anew: bool = False) -> Version:
         release, loop = adapter.release, asyncio.get_running_loop()
         if found := await in_thread(lambda: self._store.find(adapter.name, release.sha256)):
             return found
@@ -139,7 +139,7 @@ class AdapterVersions:
         source = parse(release.source, self._wanted.path.parent)
         async with self._fetching:
             return await in_thread(
-                lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed)
+                lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed, anew=anew)
             )
 
     async def stand_in(self, name: str) -> None:

@@ -147,6 +147,16 @@ def test_what_cannot_be_done_says_why(pod: Served, body: Any, said: str) -> None
     assert pod.get("/admin/adapters", headers=ADMIN).json() == before
 
 
+def test_what_came_wrong_twice_is_fetched_for_a_person_alone(pod: Served) -> None:
+    """A gateway that keeps pods at its list says that nobody asked; the refusal names the file to remove."""
+    wrong = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), "0" * 64)
+    asked = {"action": "update", "name": "spinoza", "source": "file:kant", "sha256": wrong}
+    heads: list[dict[str, str]] = [{}, {}, {"x-sive-automatic": "1"}, {}]
+    told = [_ask(pod, asked, **headers).json()["error"]["message"] for headers in heads]
+    assert all("is pinned" in one for one in told)
+    assert ["refused.json" in one for one in told] == [False, False, True, False]
+
+
 def test_an_adapter_the_engine_has_lost_is_loaded_again(pod: Served) -> None:
     """A caller who is told that it is not there is the last one."""
     engine = httpx2.Client(base_url=_engine_url(pod))

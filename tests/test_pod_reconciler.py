@@ -245,7 +245,7 @@ def test_what_somebody_else_removed_meanwhile_is_not_removed_again(pods: Pods) -
 
         def do_POST(self) -> None:
             change = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            asked.append(f"{change['action']} {change['name']}")
+            asked.append(f"{change['action']} {change['name']} {self.headers['x-sive-automatic']}")
             there.clear()
             there["spinoza"] = one
             self.do_GET()
@@ -258,7 +258,7 @@ def test_what_somebody_else_removed_meanwhile_is_not_removed_again(pods: Pods) -
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pods.gateway("pod-b", more="adapters_remove = true", routes="") as gateway:
         in_step(gateway, "pod-b")
-        assert asked == ["add spinoza"]
+        assert asked == ["add spinoza 1"]  # by no person
     server.shutdown()
     server.server_close()
 

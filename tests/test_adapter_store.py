@@ -126,6 +126,28 @@ def test_the_pinned_file_is_checked_over_every_protocol(store: Store, source: So
     assert store.fetch("spinoza", source, right).sha256 == right
 
 
+def test_one_damaged_transfer_refuses_nothing(store: Store, lab: ObjectStore, folder: Path) -> None:
+    """What came wrong once is fetched again; the same wrong hash twice is what is there, unless asked for."""
+    sha256 = sha256_of(folder)
+    lab.faults.spoil = True
+    assert "it was changed or damaged" in refusal(store, S3, sha256)
+    lab.faults.spoil = False
+    assert store.fetch("spinoza", S3, sha256).sha256 == sha256
+
+    wrong = {WEIGHTS: NEVER}
+    fetched = lab.sent[f"adapters/spinoza/{WEIGHTS}"]
+    size = (folder / WEIGHTS).stat().st_size
+    for times, is_damaged in ((1, True), (2, False), (3, False), (3, False)):
+        lab.faults.spoil = is_damaged
+        said = refusal(store, S3, wrong)
+        assert lab.sent[f"adapters/spinoza/{WEIGHTS}"] == fetched + times * size
+    assert "came so 2 times" in said
+    assert str(next(store.root.glob(".parts/spinoza/*/refused.json"))) in said
+    with pytest.raises(AdapterError, match="is pinned"):
+        store.fetch("spinoza", S3, wrong, anew=True)
+    assert lab.sent[f"adapters/spinoza/{WEIGHTS}"] == fetched + 4 * size
+
+
 def test_the_digest_is_what_sha256sum_prints() -> None:
     """Anybody can compute a version's name with a shell."""
     sha256 = {"b": "1" * 64, "a": "2" * 64}

@@ -127,8 +127,53 @@ def test_a_download_goes_on_while_the_engine_dies(house: House, gate: threading.
     run(house.engine(), scenario)
 
 
-def test_a_wrong_pin_is_fetched_once(house: House, lab: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is looked at; again when the object changes, and when the entry does."""
+@pytest.mark.parametrize("is_own_fault", [False, True])
+def test_a_voice_that_answers_goes_on_when_what_replaces_it_cannot_be_kept(
+    house: House, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, is_own_fault: bool
+) -> None:
+    """A store that takes no lease is tried until it does; an error of sive's own takes no voice away."""
+    monkeypatch.setattr(engine_adapters, "RETRY_S", (0.05,))
+    old: list[str] = []
+
+    async def before(adapters: EngineAdapters) -> None:
+        old.append(serving(adapters)["kant"])
+
+    async def scenario(adapters: EngineAdapters) -> None:
+        leases, tries = house.folder / "store" / ".leases", list[Path]()
+        shutil.rmtree(leases)
+        leases.touch()  # a folder that cannot be made, for root as well
+        hold = Lease.hold
+
+        def noted(self: Lease, folder: Path) -> bool:
+            tries.append(folder)
+            if is_own_fault:
+                raise KeyError("a mistake")
+            return hold(self, folder)
+
+        monkeypatch.setattr(Lease, "hold", noted)
+        gate.set()
+        await until(lambda: len(tries) > (0 if is_own_fault else 2), what="it was tried")
+        await until(lambda: adapters.states["kant"].phase == "serving", what="it goes on")
+        state = adapters.states["kant"]
+        assert serving(adapters)["kant"] == old[0]
+        assert state.is_retried is not is_own_fault
+        assert ("an error in sive itself" if is_own_fault else "lease") in state.detail
+        leases.unlink()
+        if not is_own_fault:
+            await until(lambda: serving(adapters)["kant"] != old[0], what="the new one")
+            assert adapters.states["kant"].detail == ""
+
+    gate.set()
+    run(house.engine(), before)
+    gate.clear()
+    shutil.copy(house.folder / "bergson" / WEIGHTS, house.folder / "objects" / OBJECTS / WEIGHTS)
+    run(house.engine(), scenario)
+
+
+def test_a_wrong_pin_is_fetched_twice(
+    house: House, lab: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is looked at; again when it or the entry changes, and when somebody asks for it."""
     monkeypatch.setattr(engine_adapters, "RETRY_S", (0.05,))
     wrong = {"adapter_config.json": _sha256(house.folder / "kant" / "adapter_config.json"), WEIGHTS: "0" * 64}
     pins = "sha256 = { " + ", ".join(f'"{name}" = "{digest}"' for name, digest in wrong.items()) + " }\n"
@@ -141,14 +186,25 @@ def test_a_wrong_pin_is_fetched_once(house: House, lab: ObjectStore, monkeypatch
         assert "is pinned" in adapters.states["kant"].detail
         looks = lab.seen.count(f"HEAD {key}")
         await until(lambda: lab.seen.count(f"HEAD {key}") > looks + 3, what="looked at again")
-        assert lab.sent[key] == size
+        assert lab.sent[key] == 2 * size
+        assert "refused.json" in adapters.states["kant"].detail
 
     run(house.engine(), refused)
     run(house.engine(), refused)
+
+    async def asked(adapters: EngineAdapters) -> None:
+        with pytest.raises(AdapterError, match="is pinned"):
+            await adapters.changes.put("kant", same, is_automatic=True)
+        assert lab.sent[key] == 2 * size
+        with pytest.raises(AdapterError, match="is pinned"):
+            await adapters.changes.put("kant", same)
+        assert lab.sent[key] == 3 * size
+
+    run(house.engine(), asked)
 
     async def again(adapters: EngineAdapters) -> None:
         os.utime(house.folder / "objects" / key, (1, 1))
-        await until(lambda: lab.sent[key] == 2 * size, what="the object changed")
+        await until(lambda: lab.sent[key] == 5 * size, what="the object changed")
 
     run(house.engine(), again)
 

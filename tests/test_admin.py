@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(TINY / name, made / name)
     (made / "adapters.toml").write_text(
         '[[adapter]]\nname = "spinoza"\nsource = "file:spinoza"\nbase_model = "file:base"\n'
-        'system_prompt = "You are Spinoza."\n\n[adapter.sampling]\ntemperature = 0.5\n'
+        'system_prompt = "You are\\u2028Spinoza."\n\n[adapter.sampling]\ntemperature = 0.5\n'
     )
     return made
 
@@ -111,13 +111,13 @@ def test_a_change_tells_its_phases(pod: Served, folder: Path) -> None:
     """As events, when asked so; the last one says what is served."""
     asked = {"action": "update", "name": "spinoza", "source": "file:bergson"}
     reply = _ask(pod, asked, accept="text/event-stream")
-    told = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+    told = [json.loads(line[6:]) for line in reply.text.split("\n") if line.startswith("data: ")]
     phases = [one["phase"] for one in told if "phase" in one]
     assert list(dict.fromkeys(phases)) == ["fetching", "checking", "loading", "probing"]
     assert any(one.get("done_bytes") for one in told)
     assert told[-1]["adapters"]["spinoza"]["pinned"]
     (listed,) = read_adapters(folder / "adapters.toml")
-    assert (listed.release.source, listed.system_prompt) == ("file:bergson", "You are Spinoza.")
+    assert (listed.release.source, listed.system_prompt) == ("file:bergson", "You are\u2028Spinoza.")
     assert listed.sampling == {"temperature": 0.5}
 
 
@@ -145,6 +145,16 @@ def test_what_cannot_be_done_says_why(pod: Served, body: Any, said: str) -> None
     assert reply.status_code == 400
     assert said in reply.json()["error"]["message"]
     assert pod.get("/admin/adapters", headers=ADMIN).json() == before
+
+
+def test_what_came_wrong_twice_is_fetched_for_a_person_alone(pod: Served) -> None:
+    """A gateway that keeps pods at its list says that nobody asked; the refusal names the file to remove."""
+    wrong = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), "0" * 64)
+    asked = {"action": "update", "name": "spinoza", "source": "file:kant", "sha256": wrong}
+    heads: list[dict[str, str]] = [{}, {}, {"x-sive-automatic": "1"}, {}]
+    told = [_ask(pod, asked, **headers).json()["error"]["message"] for headers in heads]
+    assert all("is pinned" in one for one in told)
+    assert ["refused.json" in one for one in told] == [False, False, True, False]
 
 
 def test_an_adapter_the_engine_has_lost_is_loaded_again(pod: Served) -> None:

@@ -406,6 +406,28 @@ def test_an_engine_that_dies_while_the_list_is_written_proves_the_new_version_an
     run(house.engine(), scenario)
 
 
+def test_what_cannot_be_listed_does_not_stay_in_the_engine(house: House) -> None:
+    """It is unloaded again, unless it is what answers, fetched from elsewhere."""
+    shutil.copytree(house.folder / "spinoza", house.folder / "moved")
+
+    async def scenario(adapters: EngineAdapters) -> None:
+        before, text = serving(adapters), house.path.read_text()
+        for folder in ("kant", "bergson", "moved"):
+            house.path.write_text("no list")
+            with pytest.raises(AdapterError, match="is not TOML"):
+                await adapters.changes.put("spinoza", source(f"file:{folder}"))
+            await until(lambda: not len(adapters.loaded.background), what="it is unloaded")
+            house.path.write_text(text)
+        assert serving(adapters) == before
+        kinds = [line.partition("@")[0] for line in house.engine_log()]
+        assert kinds == ["load spinoza", *("load spinoza", "unload spinoza") * 2]
+        assert f"unload spinoza@{before['spinoza']}" not in house.engine_log()
+        await adapters.changes.put("spinoza", source("file:kant"))
+        assert serving(adapters) != before
+
+    run(house.engine(), scenario)
+
+
 def test_a_version_that_was_damaged_on_disk_is_not_loaded(house: House) -> None:
     """Not even into an engine that would take it: NaN would spoil every other answer."""
 

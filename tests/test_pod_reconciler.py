@@ -1,6 +1,7 @@
 """Pods kept at a gateway's list of adapters: real sives over stand-in engines, that come and go."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def test_every_pod_has_what_is_listed_and_one_that_was_away_catches_up(pods: Pod
             "why": "it cannot be asked",
             "looked_s_ago": 0,
         }
-        pods.want("spinoza", "kant", more='system_prompt = "You are Kant."\n')
+        # What some take for the end of a line does not end what a pod says.
+        pods.want("spinoza", "kant", more='system_prompt = "You are\\u2028Kant,\\u0085really."\n')
         until(lambda: "kant" in serves(first), 40, "pod-a has kant")
         in_step(gateway, "pod-a")
         assert sorted(serves(first)) == ["bergson", "kant", "spinoza"]
@@ -224,6 +226,41 @@ def test_a_pod_that_dies_in_the_middle_of_a_change_has_it_when_it_is_back(pods: 
         with pods.pod("pod-a") as pod:
             in_step(gateway, "pod-a")
             assert list(serves(pod)) == ["spinoza"]
+
+
+def test_what_somebody_else_removed_meanwhile_is_not_removed_again(pods: Pods) -> None:
+    """Another gateway with the same list does the same: the pod is in step, and that is seen at once."""
+    one = {"source": f"file:{TINY / 'spinoza'}", "sha256": {}, "version": "0123456789ab", "phase": "serving"}
+    one |= {"wanted": "0123456789ab", "system_prompt": None, "languages": [], "sampling": {}}
+    there, asked = {"old": one, "older": one}, list[str]()
+
+    class Pod(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = json.dumps({"base_model": f"file:{TINY}/base", "life": "1", "adapters": there})
+            body = said.encode() if self.command == "GET" else f"data: {said}\n\n".encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            change = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append(f"{change['action']} {change['name']} {self.headers['x-sive-automatic']}")
+            there.clear()
+            there["spinoza"] = one
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    pods.want("spinoza")
+    server = ThreadingHTTPServer(("127.0.0.1", pods.ports["pod-b"]), Pod)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pods.gateway("pod-b", more="adapters_remove = true", routes="") as gateway:
+        in_step(gateway, "pod-b")
+        assert asked == ["add spinoza 1"]  # by no person
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_key_that_a_pod_does_not_take_is_no_secret_told(pods: Pods) -> None:

@@ -1,6 +1,7 @@
 """Server-sent events cut out of bytes that arrive in pieces of any size."""
 
 import pytest
+from sive.protocol import event
 from sive.sse import Splitter, backwards, split
 
 
@@ -28,3 +29,13 @@ def test_events_are_the_same_from_the_last_on(end: str) -> None:
     assert list(backwards(whole)) == split(whole)[::-1]
     assert len(split(whole)) == 3
     assert list(backwards(end.encode())) == list(backwards(b"")) == []
+
+
+def test_only_line_ends_end_what_an_event_says() -> None:
+    """JSON may hold what Unicode calls a line's end; what is no object is no payload."""
+    splitter = Splitter()
+    said = {"prompt": "Sois\u2028bref,\u0085vraiment."}
+    raw = b": waiting\n\n" + event(said)
+    assert [one for at in range(len(raw)) for one in splitter.payloads(raw[at : at + 1])] == [said]
+    with pytest.raises(ValueError, match="no object"):
+        list(splitter.payloads(b"data: 1\n\n"))

@@ -35,25 +35,28 @@ class Fetched:
 class Job:
     """What is wanted, and where it is put together: ``working/files`` holds it at the end.
 
-    ``title``: what people call it. ``pinned``: file name to the SHA-256 it must have.
+    ``title``: what people call it. ``pinned``: file name to the SHA-256 it must have. ``anew``: somebody asks
+    for it, so that what came wrong before is fetched once more.
     """
 
     title: str
     origin: Origin
     pinned: Mapping[str, str]
     working: Path
+    anew: bool = False
 
 
 def fetch_files(job: Job, stats: Mapping[str, Stat], *, told: Told, free: FreeBytes) -> dict[str, Fetched]:
     """Fetch these files; when one of them changed meanwhile, it is fetched again.
 
-    One that was refused for its hash before, and is still the same, is refused without being fetched.
+    One that came twice with the same wrong hash, and is still the same, is refused without being fetched.
 
     Raises:
         AdapterError: one cannot be had, is not the pinned one, or they keep changing.
         OSError: they cannot be written.
     """
-    check_not_refused(job.working, stats, job.pinned)
+    if not job.anew:
+        check_not_refused(job.working, stats, job.pinned)
     try:
         return _fetch_until_one_state(job, stats, told=told, free=free)
     except OtherFileError as exc:
@@ -97,20 +100,18 @@ def checked_pins(title: str, sha256: Mapping[str, str]) -> dict[str, str]:
 def _fetch(job: Job, name: str, stat: Stat, told: Told) -> Fetched:
     pinned = job.pinned.get(name)
     if pinned and stat.sha256 and stat.sha256 != pinned:
-        raise _other_file(job, name, stat.sha256, stat)
+        raise AdapterError(_other_file(job, name, stat.sha256))
     digest, stat = job.origin.fetch(name, stat, job.working, what=f"{job.title}: {name}", told=told)
     if pinned and digest != pinned:
         (job.working / DONE / name).unlink()
-        raise _other_file(job, name, digest, stat)
+        raise OtherFileError(_other_file(job, name, digest), name=name, stat=stat, digest=digest)
     return Fetched(digest, stat)
 
 
-def _other_file(job: Job, name: str, digest: str, stat: Stat) -> OtherFileError:
-    return OtherFileError(
+def _other_file(job: Job, name: str, digest: str) -> str:
+    return (
         f"{job.title}: {name} from {job.origin.source} has the SHA-256 {digest}, but {job.pinned[name]} is "
-        "pinned: it was changed or damaged; pin it again only if the change is wanted",
-        name=name,
-        stat=stat,
+        "pinned: it was changed or damaged; pin it again only if the change is wanted"
     )
 
 

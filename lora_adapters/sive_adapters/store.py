@@ -123,12 +123,19 @@ class Store:
         return next((one for one in self.versions(name) if pinned <= one.sha256.items()), None)
 
     def fetch(
-        self, name: str, source: Source, sha256: Mapping[str, str] | None = None, *, told: Told = nobody
+        self,
+        name: str,
+        source: Source,
+        sha256: Mapping[str, str] | None = None,
+        *,
+        told: Told = nobody,
+        anew: bool = False,
     ) -> Version:
         """Bring a version onto the disk, or find it there.
 
         What is pinned and on disk asks no network. What is not pinned is looked at where it is from, and
-        fetched when it is not what is on disk. Another process that fetches this adapter is waited for. It
+        fetched when it is not what is on disk. What came twice with a wrong hash is fetched no more until it
+        changes there, unless ``anew``. Another process that fetches this adapter is waited for. It
         blocks, and runs a loop of its own: beside another loop, call it in a thread.
 
         Raises:
@@ -147,7 +154,8 @@ class Store:
             if not pinned and (found := self._unchanged(name, origin, choice)):
                 return found
             key = hashlib.sha256(str(origin.source).encode()).hexdigest()[:12]
-            job = Job(name, origin, {**choice.sha256, **pinned}, self.root / PARTS / name / key)
+            working = self.root / PARTS / name / key
+            job = Job(name, origin, {**choice.sha256, **pinned}, working, anew=anew)
             return self._keep(name, job, fetch_files(job, choice.stats, told=told, free=self._free_bytes))
 
     def versions(self, name: str) -> tuple[Version, ...]:

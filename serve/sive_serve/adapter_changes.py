@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from sive.errors import AdapterError
+from sive.errors import AdapterError, SiveError
 from sive_adapters import registry
 from sive_adapters.entries import MAX_PREVIOUS
 from sive_adapters.registry import Adapter, Release
@@ -36,8 +36,12 @@ class AdapterChanges:
         self._versions = versions
         self._loaded = loaded
 
-    async def put(self, name: str, wish: Wish, *, told: Told = nobody) -> AdapterState:
+    async def put(
+        self, name: str, wish: Wish, *, told: Told = nobody, is_automatic: bool = False
+    ) -> AdapterState:
         """Serve an adapter, or another version of it, and list it once it has proved itself.
+
+        Unless ``is_automatic`` somebody asks for it: what came twice with a wrong hash is fetched once more.
 
         Raises:
             AdapterError: it cannot be had, is not fit, does not speak as itself, or was changed meanwhile;
@@ -47,7 +51,7 @@ class AdapterChanges:
         before = self._wanted.listed(name)
         adapter = wish(before)
         self._loaded.running()
-        async with self._versions.fetched(adapter, told) as version:
+        async with self._versions.fetched(adapter, told, anew=not is_automatic) as version:
             told("checking", None)
             await self._versions.check(adapter, version, max_rank=self._loaded.max_rank)
             return await self._exchange(before, adapter, version, told)
@@ -67,7 +71,11 @@ class AdapterChanges:
             told("probing", None)
             await self._loaded.prove(engine, name, version)
             release = Release(adapter.release.source, version.sha256)
-            await self._list(replace(adapter, release=release), version)
+            try:
+                await self._list(replace(adapter, release=release), version)
+            except SiveError:  # what is not listed must not stay in the engine's memory
+                self._loaded.drain(name, version)
+                raise
             if self._loaded.engine is engine:  # another life of it has yet to load what is listed now
                 self._loaded.flip(name, version)
             return self._wanted.states[name]  # within the lock: who waits for it may remove the adapter

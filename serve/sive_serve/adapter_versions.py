@@ -73,17 +73,20 @@ class AdapterVersions:
         await in_thread(self._lease.renew)
 
     async def prepare(self, name: str, *, max_rank: int | None) -> None:
-        """Have a version of an adapter on disk, and know that it may be loaded; refuse it otherwise."""
+        """Have a version of an adapter on disk, and know that it may be loaded.
+
+        Otherwise it is refused, unless a version answers meanwhile: that goes on.
+        """
         adapter = self._wanted.states[name].adapter
         try:
             async with self._held(adapter, partial(self._fetch_or_find, adapter)) as version:
                 self._wanted.enter(adapter, "checking")
                 await self._check_or_reject(adapter, version, max_rank=max_rank)
         except SiveError as exc:
-            self._wanted.refuse(adapter, str(exc), is_retried=True)
+            self._wanted.put_off(adapter, str(exc), is_retried=True)
         except Exception:  # the outermost frame of a task: without it nobody would be told
             log.exception("adapter %r cannot be prepared", name)
-            self._wanted.refuse(adapter, OWN_FAULT)
+            self._wanted.put_off(adapter, OWN_FAULT)
 
     async def _check_or_reject(self, adapter: Adapter, version: Version, *, max_rank: int | None) -> None:
         try:
@@ -96,15 +99,15 @@ class AdapterVersions:
         self._wanted.update(adapter, wanted=version, phase=phase, detail="", progress=None, is_retried=False)
 
     @contextlib.asynccontextmanager
-    async def fetched(self, adapter: Adapter, told: Told) -> AsyncIterator[Version]:
-        """Have the version that is wanted: the pinned one, or what the source holds now.
+    async def fetched(self, adapter: Adapter, told: Told, *, anew: bool = False) -> AsyncIterator[Version]:
+        """Have the version that is wanted: pinned, or what the source holds; ``anew`` as in a store.
 
         Nobody removes it inside the block, and once it is listed and loaded as long as the engine lives.
 
         Raises:
             AdapterError: it cannot be had.
         """
-        async with self._held(adapter, lambda: self._fetch(adapter, told)) as version:
+        async with self._held(adapter, lambda: self._fetch(adapter, told, anew=anew)) as version:
             yield version
 
     @contextlib.asynccontextmanager
@@ -121,7 +124,7 @@ class AdapterVersions:
                 self._in_hand[version.folder] -= 1
         raise AdapterError(f"adapter {adapter.name!r}: {version.folder} is removed again and again")
 
-    async def _fetch(self, adapter: Adapter, told: Told) -> Version:
+    async def _fetch(self, adapter: Adapter, told: Told, *, anew: bool = False) -> Version:
         release, loop = adapter.release, asyncio.get_running_loop()
         if found := await in_thread(lambda: self._store.find(adapter.name, release.sha256)):
             return found
@@ -136,7 +139,7 @@ class AdapterVersions:
         source = parse(release.source, self._wanted.path.parent)
         async with self._fetching:
             return await in_thread(
-                lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed)
+                lambda: self._store.fetch(adapter.name, source, release.sha256, told=progressed, anew=anew)
             )
 
     async def stand_in(self, name: str) -> None:
@@ -223,7 +226,8 @@ class AdapterVersions:
         Raises:
             AdapterError: it cannot be had, and never was.
         """
-        known = self._wanted.states[adapter.name].wanted
+        state = self._wanted.states[adapter.name]
+        known = None if state.is_retried else state.wanted
         if known is not None and await in_thread(known.folder.is_dir):
             return known  # a restart is no wish for another voice
         try:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,6 +23,7 @@ from sive_serve.adapter_versions import Told
 from sive_serve.auth import KeyRing
 from sive_serve.engine_adapters import EngineAdapters
 from sive_serve.gateway import Gateway
+from sive_serve.pod_adapters import AUTOMATIC
 
 HEARTBEAT_S = 10.0
 MAX_BODY_BYTES = 100_000
@@ -57,7 +59,7 @@ def routes(gateway: Gateway) -> APIRouter:
         try:
             adapters = _of_engine(gateway)
             asked = await _body(request)
-            act = _change(adapters, asked)
+            act = _change(adapters, asked, is_automatic=AUTOMATIC in request.headers)
         except SiveError as exc:
             return _failure(exc)
         if "text/event-stream" in request.headers.get("accept", ""):
@@ -104,7 +106,7 @@ async def _body(request: Request) -> Json:
     return asked
 
 
-def _change(adapters: EngineAdapters, asked: Json) -> Change:
+def _change(adapters: EngineAdapters, asked: Json, *, is_automatic: bool) -> Change:
     """What is to be done.
 
     Raises:
@@ -112,6 +114,7 @@ def _change(adapters: EngineAdapters, asked: Json) -> Change:
     """
     action, name = asked.get("action"), asked["name"]
     wanted, changes = adapters.wanted, adapters.changes
+    put = partial(changes.put, name, is_automatic=is_automatic)
     keys = {key: value for key, value in asked.items() if key != "action"}
 
     def new(listed: Adapter | None) -> Adapter:
@@ -127,9 +130,9 @@ def _change(adapters: EngineAdapters, asked: Json) -> Change:
 
     match action:
         case "add":
-            return lambda told: _done(changes.put(name, new, told=told))
+            return lambda told: _done(put(new, told=told))
         case "update":
-            return lambda told: _done(changes.put(name, other, told=told))
+            return lambda told: _done(put(other, told=told))
         case "rollback":
             return lambda told: _done(changes.roll_back(name, told=told))
         case "remove":

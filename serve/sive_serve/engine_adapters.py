@@ -158,6 +158,7 @@ class EngineAdapters:
             if name not in self.states or not self.states[name].is_retried:
                 return
             await asyncio.wait([self._attempt(name)])
-            if name in self.states and self.states[name].wanted is not None:
+            state = self.states.get(name)
+            if state is not None and state.wanted is not None and not state.is_retried:
                 await self.loaded.bring(name)
                 return

@@ -100,8 +100,7 @@ class LoadedAdapters:
         try:
             await engine.prove(name, version)
         except AdapterError:
-            state = self._wanted.states.get(name)
-            if state is None or state.serving != version:
+            if not self._is_serving(name, version):
                 await engine.unload(name, version)
             raise
 
@@ -140,6 +139,11 @@ class LoadedAdapters:
         if now is not None and now.wanted == version and self.engine is not None:
             self.flip(name, version)
 
+    def _is_serving(self, name: str, version: Version) -> bool:
+        """Does it answer now, wherever it was fetched from?"""
+        state = self._wanted.states.get(name)
+        return state is not None and state.engine_name == engine_name(name, version)
+
     async def _drain(self, name: str, version: Version) -> None:
         theirs = engine_name(name, version)
         with contextlib.suppress(TimeoutError):
@@ -147,8 +151,7 @@ class LoadedAdapters:
                 while self.users(theirs):  # noqa: ASYNC110 - looked at rarely, instead of told at each end
                     await asyncio.sleep(DRAIN_POLL_S)
         async with self.changing:  # a rollback may be about to serve it
-            is_serving = any(state.engine_name == theirs for state in self._wanted.states.values())
-            if self.engine is None or is_serving:
+            if self.engine is None or self._is_serving(name, version):
                 return
             with logged(f"{theirs} is not unloaded"):
                 await self.engine.unload(name, version)

@@ -10,6 +10,9 @@ from sive.errors import AdapterError
 from sive_adapters import registry, sources
 from sive_adapters.registry import Adapter
 
+AUTOMATIC = "x-sive-automatic"
+"""A header of a change that no person asks for: a file that came wrong twice is not fetched for it again."""
+
 Json = dict[str, Any]
 Action = Literal["add", "update", "remove"]
 

@@ -1,14 +1,14 @@
 """A pod's ``/admin/adapters``, asked by a gateway."""
 
 import asyncio
-import json
 from typing import Any
 
 import httpx2
 from pydantic import SecretStr
+from sive import sse
 from sive.errors import AdapterError
 
-from sive_serve.pod_adapters import Change, PodState, read_state
+from sive_serve.pod_adapters import AUTOMATIC, Change, PodState, read_state
 
 ASK_S = 15.0
 SILENCE_S = 60.0
@@ -16,6 +16,8 @@ SILENCE_S = 60.0
 
 CHANGE_S = 3600.0
 """For one change; a download of an hour goes on without us."""
+
+CHANGE_HEADERS = {"accept": "text/event-stream", AUTOMATIC: "1"}
 
 LOOPBACK = ("http://127.", "http://localhost", "http://[::1]")
 
@@ -75,23 +77,22 @@ class PodAdmin:
             RefusedError: the pod says why not.
             AdapterError: it is no sive with adapters.
         """
-        last: Any = None
+        last: dict[str, Any] = {}
         try:
             async with (
                 asyncio.timeout(CHANGE_S),
-                self._http.stream(
-                    "POST", self._url, json=change.body, headers={"accept": "text/event-stream"}
-                ) as reply,
+                self._http.stream("POST", self._url, json=change.body, headers=CHANGE_HEADERS) as reply,
             ):
                 if reply.status_code != 200:
                     await reply.aread()
                     self._check(reply)
-                async for line in reply.aiter_lines():
-                    if line.startswith("data: "):
-                        last = json.loads(line.removeprefix("data: "))
+                splitter = sse.Splitter()  # httpx2 would also end a line at U+2028, which JSON may hold
+                async for piece in reply.aiter_bytes():
+                    for said in splitter.payloads(piece):
+                        last = said
         except (httpx2.HTTPError, TimeoutError, ValueError) as exc:
             raise AwayError(f"it broke off during a change ({type(exc).__name__})") from exc
-        if not isinstance(last, dict) or not last.keys() & {"adapters", "error"}:
+        if not last.keys() & {"adapters", "error"}:
             raise AwayError("it broke off during a change")
         if "error" in last:
             raise self._problem(last)

@@ -187,7 +187,9 @@ class PodReconciler:
         asked = {change.identity for change in lacking()}
         pod.refusals = {key: refusal for key, refusal in pod.refusals.items() if key in asked}
         for change in lacking():
-            if change.action == "remove" and lacking()[0].action != "remove":
+            if change not in (left := lacking()):
+                continue  # somebody else did it meanwhile
+            if change.action == "remove" and left[0].action != "remove":
                 break  # what is to replace it was refused
             there = await self._change(pod, change) or there
         if left := lacking():

@@ -122,6 +122,15 @@ class WantedAdapters:
         )
         self.announce()
 
+    def put_off(self, adapter: Adapter, why: str, *, is_retried: bool = False) -> None:
+        """It cannot be had now: what answers goes on, and is refused only where nothing does."""
+        state = self.states.get(adapter.name)
+        if state is None or state.serving is None:
+            self.refuse(adapter, why, is_retried=is_retried)
+            return
+        log.error("%s; version %s goes on", why, state.serving.short)
+        self.update(adapter, phase="serving", detail=why, progress=None, is_retried=is_retried)
+
     def reject(self, adapter: Adapter, version: Version, why: str) -> None:
         """Refuse a version; another one that answers, or was found to begin with, goes on."""
         state = self.states.get(adapter.name)
@@ -131,7 +140,7 @@ class WantedAdapters:
             return
         log.error("%s; version %s goes on", why, before.short)
         phase: Phase = "waiting" if state.serving is None else "serving"
-        self.update(adapter, wanted=before, phase=phase, detail=why, progress=None)
+        self.update(adapter, wanted=before, phase=phase, detail=why, progress=None, is_retried=False)
 
     def serve(self, name: str, version: Version) -> Version | None:
         """From now on this version answers under the adapter's name; return the one that did before."""

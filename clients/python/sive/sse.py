@@ -37,6 +37,16 @@ class Splitter:
             raise ValueError(f"a server-sent event of more than {MAX_EVENT_BYTES} bytes")
         return data[:end]
 
+    def payloads(self, raw: bytes) -> Iterator[dict[str, Any]]:
+        """Yield what the events say that are complete now, each a JSON object.
+
+        Raises:
+            ValueError: one is something else, or too large.
+        """
+        for event in split(self.feed(raw)):
+            if (data := read(event)) is not None:
+                yield data.json()
+
 
 def _last_boundary(data: bytes, start: int) -> int:
     end = data.rfind(b"\n\n", start) + 2

@@ -1,11 +1,11 @@
 """Changes of adapters, asked of running sives: a phase at a time, downloads as bars."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import typer
+from sive import sse
 from sive.config import load
 from sive.errors import AdapterError
 from sive_adapters.store import Progress
@@ -77,9 +77,9 @@ def _ask(change: dict[str, str], found: Target) -> str:
             if reply.status_code != 200:
                 reply.read()
                 raise AdapterError(_refusal(reply))
-            for line in reply.iter_lines():
-                if line.startswith("data: "):
-                    last = json.loads(line.removeprefix("data: "))
+            splitter = sse.Splitter()  # httpx2 would also end a line at U+2028, which JSON may hold
+            for piece in reply.iter_bytes():
+                for last in splitter.payloads(piece):
                     _show(last, bars)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as exc:
         raise AdapterError(f"no sive answers there ({exc or type(exc).__name__}): is it running?") from exc

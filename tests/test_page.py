@@ -338,6 +338,50 @@ def test_a_sive_that_went_away_is_a_network_error(serve: Serve, visit: Visit) ->
     visit.complaints[:] = [one for one in visit.complaints if "ERR_CONNECTION_REFUSED" not in one]
 
 
+def test_after_an_outage_the_first_question_is_asked_once_and_of_the_one_chosen(
+    serve: Serve, visit: Visit
+) -> None:
+    """Who can be asked is found out before it is, and shown; what is typed meanwhile stays."""
+    with Upstream(recites(JOY)) as pod:
+        config = pods(pod) + 'route = [{ backend = "pod-a", model = "k" }]\n'
+        page = visit.tab(f"{serve(config).url}/")
+        page.check("input[value=kant]")
+        page.route("**/v1/models", lambda route: route.abort())
+        page.reload()
+        page.wait_for_selector("#banner.bad")
+        ask(page, "Nobody there?")
+        page.wait_for_selector("#banner.bad")
+        assert page.input_value("#question") == "Nobody there?"
+        page.unroute("**/v1/models")
+        waiting: list[Any] = []
+        page.route("**/v1/models", lambda route: waiting.append(route))
+        ask(page, "One")
+        ask(page, "Two")
+        page.wait_for_timeout(100)
+        (only,) = waiting
+        only.continue_()
+        ends(page)
+        assert [one.body["model"] for one in asked(pod)] == ["k"]
+        assert said(page) == [JOY]
+        assert page.inner_text(".question p") == "One"
+        assert page.input_value("#question") == "Two"
+        assert page.is_checked("input[value=kant]")
+        visit.complaints[:] = [one for one in visit.complaints if "ERR_FAILED" not in one]
+
+
+def test_a_voice_that_is_there_is_seldom_looked_for(plain: Served, visit: Visit) -> None:
+    """A room full of open pages asks once a minute each, and not every few seconds."""
+    visit.context.clock.install()
+    looks: list[str] = []
+    visit.context.on("request", lambda sent: sent.url.endswith("/ready") and looks.append(sent.url))
+    page = visit.tab(f"{plain.url}/")
+    until(lambda: page.wait_for_timeout(20) or looks, what="the first look")
+    page.clock.run_for(50_000)
+    assert len(looks) == 1
+    page.clock.run_for(20_000)
+    until(lambda: page.wait_for_timeout(20) or len(looks) == 2, what="the second look")
+
+
 def test_a_key_is_asked_for_and_kept_for_the_tab_only(serve: Serve, visit: Visit) -> None:
     """A wrong one is said to be wrong; the right one is in no storage that outlives the tab."""
     served = serve(SIVE_API_KEYS="right")

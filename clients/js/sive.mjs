@@ -36,6 +36,7 @@
 
 const SILENCE_S = 45;
 const CANCEL_AFTER_MS = 10_000;
+const MOST_EMPTY = 5;
 
 /** Why there is no answer, or no end of it. */
 export class SiveError extends Error {
@@ -119,17 +120,25 @@ export class EventParser {
 export async function* streamChat(chat) {
   let said = "";
   let options = chat.options;
-  for (;;) {
+  for (let empty = 0; empty < MOST_EMPTY; ) {
     const request = new Answer({ ...chat, options }, said);
     const before = said.length;
     for await (const text of request.deltas()) {
       said += text;
       yield text;
     }
-    if (request.tokensLeft) options = { ...options, max_tokens: request.tokensLeft };
-    // Twice nothing new would be asked for ever.
+    // Once something was said, a round that adds nothing was the last: the answer does not go on.
     if (!request.goesOn || (before > 0 && said.length === before)) return chat.onFinish?.({ reason: request.reason, requestId: request.id });
+    if (request.tokensLeft) options = limited(options, request.tokensLeft);
+    if (!said) empty += 1;
   }
+  throw new SiveError(`the server asked ${MOST_EMPTY} times to go on, and said nothing`, { code: "silence" });
+}
+
+/** The new name wins over the old one in a request that has both. @param {Chat["options"]} options @param {number} tokens */
+function limited(options, tokens) {
+  const name = options?.max_completion_tokens == null ? "max_tokens" : "max_completion_tokens";
+  return { ...options, [name]: tokens };
 }
 
 /** One request and its answer. */
@@ -208,7 +217,7 @@ class Answer {
     const reader = stream.getReader();
     try {
       for (let isEnd = false; !isEnd; ) {
-        const { done, value } = await reader.read();
+        const { done, value } = await this.#read(reader);
         watch.look();
         isEnd = done;
         for (const event of parser.feed(value)) {
@@ -225,6 +234,16 @@ class Answer {
       throw this.#error("the answer broke off", { code: "stream_interrupted" });
     }
     this.#isOver = true;
+  }
+
+  /** Once it is told why the answer ended all of it is there, however the connection ends. @param {ReadableStreamDefaultReader<Uint8Array>} reader */
+  async #read(reader) {
+    try {
+      return await reader.read();
+    } catch (error) {
+      if (!this.reason || this.chat.signal?.aborted) throw error;
+      return { done: true, value: undefined };
+    }
   }
 
   /** @param {any} chunk Of a stream, or an answer in one piece; what cannot be read is passed over. */

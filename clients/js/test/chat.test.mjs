@@ -285,3 +285,44 @@ test("the models are listed, and a request is cancelled by its id", async () => 
   });
 });
 
+test("who is asked to go on and on, and is told nothing, gives up", async () => {
+  const wall = chunk("", { sive: { ...POD, continue: true } }, "length");
+  const parts = [...Array(9).fill([wall, DONE]), [chunk("late"), END]];
+  await serving((_, response) => stream(response, parts.shift()), async ({ url, seen }) => {
+    await assert.rejects(ask(url), fails("silence"));
+    assert.equal(seen.length, 5);
+  });
+});
+
+test("what is left of a limit is told under the name it was set by", async () => {
+  const parts = [[chunk("one ", { sive: { ...POD, continue: true, max_tokens: 7 } }, "length")], [chunk("two"), END]];
+  await serving((_, response) => stream(response, parts.shift()), async ({ url, seen }) => {
+    await ask(url, { options: { max_completion_tokens: 9 } });
+    assert.deepEqual(seen.map(({ body }) => [body.max_completion_tokens, body.max_tokens]), [[9, undefined], [7, undefined]]);
+  });
+});
+
+for (const [how, more] of Object.entries({ "is cut": {}, "falls silent": { silenceS: 0.2 } })) {
+  test(`an answer whose end was told is whole, even when the connection ${how} before its last line`, async () => {
+    const answer = (_, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(chunk("all") + END);
+      if (how === "is cut") setTimeout(() => response.socket.destroy(), 50);
+    };
+    await serving(answer, async ({ url, seen }) => {
+      const { said, finishes } = await ask(url, more);
+      assert.deepEqual([said, finishes], ["all", ["stop"]]);
+      assert.equal(seen.length, 1, "and nothing is cancelled");
+    });
+  });
+}
+
+test("aborting is aborting, even after the end was told", async () => {
+  const answer = (_, response) => response.writeHead(200, { "content-type": "text/event-stream" }).write(chunk("all") + END);
+  await serving(answer, async ({ url }) => {
+    const controller = new AbortController();
+    const told = ask(url, { signal: controller.signal });
+    setTimeout(() => controller.abort(), 100);
+    await assert.rejects(told, { name: "AbortError" });
+  });
+});

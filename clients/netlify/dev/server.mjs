@@ -20,7 +20,7 @@ if (existsSync(join(ROOT, ".env"))) {
   }
 }
 
-const modules = await Promise.all(["edge-functions/gateway.js", "functions/chat.mjs", "functions/token.mjs"].map((path) => import(`../netlify/${path}`)));
+const modules = await Promise.all(["edge-functions/gateway.js", "edge-functions/ready.js", "functions/chat.mjs", "functions/token.mjs"].map((path) => import(`../netlify/${path}`)));
 const functions = modules.flatMap(({ default: handle, config }) => [config.path].flat().map((path) => ({ handle, path: pattern(path) })));
 
 /** Netlify's paths: `*` is anything, `:name` one part. @param {string} path */
@@ -29,30 +29,39 @@ function pattern(path) {
 }
 
 const server = createServer(async (incoming, outgoing) => {
-  const url = new URL(incoming.url ?? "/", `http://${incoming.headers.host}`);
-  const found = functions.find(({ path }) => path.test(url.pathname));
-  if (!found) return file(url.pathname, outgoing);
   const left = new AbortController();
   outgoing.on("close", () => left.abort());
-  const hasBody = !["GET", "HEAD"].includes(incoming.method ?? "");
-  const request = new Request(url, {
-    method: incoming.method,
-    headers: /** @type {any} */ (incoming.headers),
-    signal: left.signal,
-    ...(hasBody ? { body: Readable.toWeb(incoming), duplex: "half" } : {}),
-  });
+  let request, pathname;
+  try {
+    request = asked(incoming, left.signal);
+    pathname = decodeURIComponent(new URL(request.url).pathname);
+  } catch {
+    return outgoing.writeHead(400).end("bad request");
+  }
+  const found = functions.find(({ path }) => path.test(new URL(request.url).pathname));
+  if (!found) return file(pathname, outgoing);
   const response = await found.handle(request, { ip: incoming.socket.remoteAddress });
   outgoing.writeHead(response.status, Object.fromEntries(response.headers));
   outgoing.flushHeaders();
   if (!response.body) return outgoing.end();
   // A page that leaves ends the answer, which is no error here.
   Readable.fromWeb(response.body).on("error", () => outgoing.destroy()).pipe(outgoing).on("error", () => {});
-  outgoing.on("close", () => left.abort());
 });
 
-/** @param {string} pathname @param {import("node:http").ServerResponse} outgoing */
+/** @param {import("node:http").IncomingMessage} incoming @param {AbortSignal} signal @throws {TypeError} It is none. */
+function asked(incoming, signal) {
+  const hasBody = !["GET", "HEAD"].includes(incoming.method ?? "");
+  return new Request(new URL(incoming.url ?? "/", `http://${incoming.headers.host}`), {
+    method: incoming.method,
+    headers: /** @type {any} */ (incoming.headers),
+    signal,
+    ...(hasBody ? { body: Readable.toWeb(incoming), duplex: "half" } : {}),
+  });
+}
+
+/** @param {string} pathname Decoded. @param {import("node:http").ServerResponse} outgoing */
 function file(pathname, outgoing) {
-  const path = join(ROOT, "public", normalize(decodeURIComponent(pathname)), pathname.endsWith("/") ? "index.html" : "");
+  const path = join(ROOT, "public", normalize(pathname), pathname.endsWith("/") ? "index.html" : "");
   const isThere = path.startsWith(join(ROOT, "public")) && existsSync(path) && statSync(path).isFile();
   if (!isThere) return outgoing.writeHead(404).end("not found");
   outgoing.writeHead(200, { "content-type": `${TYPES[extname(path)] ?? "application/octet-stream"}; charset=utf-8` });

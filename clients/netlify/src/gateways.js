@@ -53,8 +53,14 @@ export async function askInTurn(urls, ask, rests) {
     try {
       const response = await fetch(url + ask.path, { ...request(ask), signal: clock.signal });
       if (response.ok || ask.passes.includes(response.status)) {
-        rests.delete(url);
-        return { response: answer(response), url };
+        if (isOfAGateway(response)) {
+          rests.delete(url);
+          return { response: answer(response), url };
+        }
+        response.body?.cancel().catch(() => {});
+        best ??= refusal(502, "bad_gateway", "what answers at the gateway's address is no gateway");
+        rests.set(url, Date.now() + REST_MS);
+        continue;
       }
       const told = await refused(response, ask);
       if (!mayNextDoBetter(response.status, ask)) return { response: told, url };
@@ -82,6 +88,17 @@ function inTurn(urls, rests) {
 function request({ method, headers, body }) {
   // A redirect would carry the question, and on the same host the key, to wherever it points.
   return { method, headers, body: body?.byteLength ? body : undefined, redirect: "manual" };
+}
+
+/**
+ * A host that was given up or a proxy whose gateway is away may answer 200 too, with a page of its own: shown from
+ * the site's own address, that page could do there whatever the site can.
+ *
+ * @param {Response} response
+ */
+function isOfAGateway({ headers }) {
+  const type = headers.get("content-type")?.split(";")[0].trim().toLowerCase() ?? "";
+  return type === "application/json" || type === "text/event-stream";
 }
 
 /** @param {number} status @param {Ask} ask */

@@ -42,6 +42,9 @@ async function* outputs(reply, id) {
 
 /** What to do, where (keys from the outside in), and with what. @typedef {["replace" | "append" | "add" | "delete", (string | number)[], any]} Edit */
 
+/** Steps that lead out of the value, into what all objects share. */
+const OUTWARD = ["__proto__", "constructor", "prototype"];
+
 /**
  * A value after its edits: from the second piece on Gradio only says what has changed.
  *
@@ -50,6 +53,8 @@ async function* outputs(reply, id) {
 export function edited(before, edits) {
   let value = structuredClone(before);
   for (const [action, path, added] of edits) {
+    const outward = path.find((step) => OUTWARD.includes(`${step}`));
+    if (outward !== undefined) throw new GradioError(`the Space edits ${outward}, which no answer has`);
     if (!path.length) {
       value = action === "append" ? value + added : added;
       continue;

@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { edge } from "../netlify/edge-functions/gateway.js";
+import { config, edge } from "../netlify/edge-functions/gateway.js";
+import * as ready from "../netlify/edge-functions/ready.js";
 import { answers, chunk, chunksOf, during, environmentOf, question, refuses, silent, SITE, SSE, textOf } from "./upstream.mjs";
 
 const CHAT = "/v1/chat/completions";
@@ -251,4 +252,29 @@ test("an owner who set something wrong is told which variable, and not its value
   const wrong = await told({ SIVE_GATEWAY_URLS: "h.example", SIVE_FIRST_BYTE_S: "secret" });
   assert.match(wrong.message, /^SIVE_FIRST_BYTE_S must be a number from 1 to 30$/);
   assert.equal(wrong.code, "misconfigured");
+});
+
+test("a page of HTML from a gateway's address is no answer: the next is asked, and first from then on", async (t) => {
+  const html = (status) => ({ reply }) => reply.writeHead(status, { "content-type": "text/html" }).end("<script>parked</script>");
+  const parked = await during(t, html(200));
+  const second = await during(t, answers("Bonjour"));
+  const handle = edge({ env: environmentOf([parked.url, second.url]) });
+  for (let turn = 0; turn < 2; turn++) assert.equal(textOf(await chunksOf(await handle(question(CHAT), context))), "Bonjour");
+  assert.equal(parked.seen.length, 1);
+  assert.deepEqual(await codeOf(await ask(parked.url)), [502, "bad_gateway"]);
+  parked.manner = html(503); // which would be an answer of /ready
+  assert.deepEqual(await codeOf(await ask(parked.url, new Request(`${SITE}/ready`, { headers: { "sec-fetch-site": "same-origin" } }))), [502, "bad_gateway"]);
+});
+
+test("a type that nobody gave is none, and one in capitals with a charset is one", async (t) => {
+  const host = await during(t, ({ reply }) => reply.writeHead(200).end("{}"));
+  assert.deepEqual(await codeOf(await ask(host.url)), [502, "bad_gateway"]);
+  host.manner = ({ reply }) => reply.writeHead(200, { "content-type": "Application/JSON ; charset=utf-8" }).end("{}");
+  assert.equal((await ask(host.url)).status, 200);
+});
+
+test("waiting for a voice uses up nothing of what an address may ask", () => {
+  assert.deepEqual([config.path, ready.config.path], ["/v1/*", "/ready"]);
+  assert.ok(config.rateLimit);
+  assert.ok(!("rateLimit" in ready.config));
 });

@@ -151,3 +151,12 @@ for (const [edits, before, after] of [
 ]) {
   test(`edits ${JSON.stringify(edits)} make ${JSON.stringify(after)}`, () => assert.deepEqual(edited(before, edits), after));
 }
+
+for (const step of ["__proto__", "constructor", "prototype", ["__proto__"]]) {
+  test(`an edit by way of ${JSON.stringify(step)} is refused, and changes nothing`, () => {
+    for (const path of [[step, "polluted"], ["a", step]]) {
+      assert.throws(() => edited({ a: {} }, [["add", path, 1]]), /__proto__|constructor|prototype/);
+    }
+    assert.equal({}.polluted, undefined);
+  });
+}

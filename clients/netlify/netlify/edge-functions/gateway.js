@@ -23,6 +23,6 @@ export const edge = (parts) => proxy({ routes: ROUTES, headMs: () => HEAD_MS, ..
 export default edge();
 
 export const config = {
-  path: ["/v1/*", "/ready"],
+  path: "/v1/*",
   rateLimit: { windowLimit: 120, windowSize: 60, aggregateBy: ["ip", "domain"] },
 };

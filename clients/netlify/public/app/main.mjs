@@ -22,6 +22,8 @@ import { doing, language, speaking } from "./words.mjs";
 
 const KEEP_EVERY_MS = 2000;
 const LOOK_EVERY_MS = 5000;
+// An audience behind one address shares what Netlify and the gateway allow an address.
+const LOOK_WHEN_WELL_MS = 60_000;
 
 class Page {
   /** @type {{id: string, parent?: string}[]} */
@@ -32,9 +34,14 @@ class Page {
   exchanges = [];
   /** @type {AbortController | null} */
   running = null;
+  /** @type {Promise<void> | null} */
+  meeting = null;
+  /** A question waits until it is known who can be asked. */
+  isWaiting = false;
   isEditing = false;
   draft = "";
   keptMs = 0;
+  lookAtMs = 0;
   frame = 0;
 
   constructor() {
@@ -60,13 +67,14 @@ class Page {
     this.translate();
     this.focus();
     await this.meet();
+    if (!this.models.length) return this.draw(); // beginning a conversation would hush why there is nobody
     const last = this.store.get(this.kept.getItem("sive/current") ?? "");
     if (last && this.models.some(({ id }) => id === last.model)) this.show(last);
     else this.begin(this.kept.getItem("sive/model") ?? "");
   }
 
   listen() {
-    setInterval(() => this.look(), LOOK_EVERY_MS);
+    setInterval(() => Date.now() >= this.lookAtMs && this.look(), LOOK_EVERY_MS);
     part("ask", HTMLFormElement).addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -97,8 +105,14 @@ class Page {
     addEventListener("storage", (event) => this.otherTab(event.key));
   }
 
-  /** Learn who can be asked; a key is asked for until one opens. */
-  async meet() {
+  /** Learn who can be asked: once, however many want to know it at a time. */
+  meet() {
+    this.meeting ??= this.learn().finally(() => (this.meeting = null));
+    return this.meeting;
+  }
+
+  /** A key is asked for until one opens. */
+  async learn() {
     for (let hasAsked = false; ; hasAsked = true) {
       try {
         this.models = await this.api.models();
@@ -112,6 +126,28 @@ class Page {
         await this.askKey(hasAsked);
       }
     }
+  }
+
+  /**
+   * Whoever could not be met when the page began is met now, before the first question.
+   *
+   * @param {string} question Goes back to where it was typed when nobody can be asked.
+   */
+  async hasMet(question) {
+    if (this.models.length) return true;
+    this.banner.hush();
+    this.isWaiting = true;
+    await this.meet();
+    this.isWaiting = false;
+    if (!this.models.length) {
+      this.question.value ||= question;
+      this.grow();
+      return false;
+    }
+    this.conversation.model ||= this.known(this.kept.getItem("sive/model"))?.id ?? "";
+    this.remember("model", this.conversation.model);
+    this.draw();
+    return true;
   }
 
   /** @param {boolean} isWrong */
@@ -132,10 +168,14 @@ class Page {
 
   /** @param {string} model Begin a conversation with it. */
   begin(model) {
-    const known = this.models.find(({ id }) => id === model) ?? this.models[0];
-    this.show(fresh(known?.id ?? ""));
+    this.show(fresh(this.known(model)?.id ?? ""));
     this.rail.toggle(false);
     this.focus();
+  }
+
+  /** @param {string | null} model Where it is not served, the first that is. */
+  known(model) {
+    return this.models.find(({ id }) => id === model) ?? this.models[0];
   }
 
   /** To where one types; not where that would bring up a keyboard nobody asked for. */
@@ -157,7 +197,7 @@ class Page {
     this.banner.hush();
     this.conversation = conversation;
     this.remember("current", conversation.id);
-    this.remember("model", conversation.model);
+    if (conversation.model) this.remember("model", conversation.model);
     this.draw();
     this.follow.toEnd();
     this.look();
@@ -208,7 +248,7 @@ class Page {
 
   send() {
     const text = this.question.value.trim();
-    if (!text || this.running) return;
+    if (!text || this.isBusy) return;
     this.question.value = "";
     if (this.isEditing) {
       this.dropLast();
@@ -217,8 +257,12 @@ class Page {
     this.ask(text);
   }
 
+  get isBusy() {
+    return this.running !== null || this.isWaiting;
+  }
+
   retry() {
-    if (this.running) return;
+    if (this.isBusy) return;
     const last = this.dropLast();
     if (last) this.ask(last.question);
   }
@@ -230,8 +274,7 @@ class Page {
 
   /** @param {string} question */
   async ask(question) {
-    if (this.running) return;
-    if (!this.models.length) await this.meet();
+    if (this.isBusy || !(await this.hasMet(question))) return;
     this.banner.hush();
     const { conversation } = this;
     const said = messages(conversation.turns, question);
@@ -400,11 +443,13 @@ class Page {
   async look() {
     if (document.hidden || this.exchanges.length || !this.conversation.model) return;
     const model = this.conversation.model;
+    this.lookAtMs = Date.now() + LOOK_WHEN_WELL_MS;
     const own = (await this.api.ready())[model]?.[0];
     if (model !== this.conversation.model) return;
     const state = part("state", HTMLElement);
     state.hidden = !own || own.ready;
     if (!own || own.ready) return;
+    this.lookAtMs = 0;
     const booting = boot(own.resting ?? "");
     const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
     state.textContent = booting

@@ -17,10 +17,12 @@ export const LONGEST_BLOCK = 4000;
 const DEEPEST = 8;
 const SEAM = "\uE000";
 
-const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
+// Each of them reads a line in time that grows with its length alone: what is left of it is taken whole (`s`: it may
+// hold a carriage return), and trimmed in code.
+const HEADING = /^(#{1,6})\s+(.*)$/s;
 const RULE = /^(?:(?:\s*\*){3,}|(?:\s*-){3,}|(?:\s*_){3,})\s*$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const QUOTE = /^\s{0,3}>\s?(.*)$/;
+const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/s;
+const QUOTE = /^\s{0,3}>\s?(.*)$/s;
 const FENCE = /^\s{0,3}(`{3,}|~{3,})/;
 
 /**
@@ -91,7 +93,7 @@ function block(lines, at) {
   const fence = FENCE.exec(line);
   if (fence) return code(lines, at, fence[1]);
   const heading = HEADING.exec(line);
-  if (heading) return [{ kind: "heading", level: heading[1].length, parts: inline(heading[2]) }, 1];
+  if (heading) return [{ kind: "heading", level: heading[1].length, parts: inline(titled(heading[2])) }, 1];
   if (RULE.test(line)) return [{ kind: "rule" }, 1];
   if (ITEM.test(line)) return list(lines, at);
   if (QUOTE.test(line)) {
@@ -101,6 +103,14 @@ function block(lines, at) {
   }
   if (!line.trim()) return [null, 1];
   return paragraph(lines, at);
+}
+
+/** A heading may be closed as it was opened. @param {string} text */
+function titled(text) {
+  const title = text.trim();
+  let end = title.length;
+  while (title[end - 1] === "#") end -= 1;
+  return title.slice(0, end).trimEnd();
 }
 
 /** @param {string[]} lines @param {number} at @returns {[Content, number]} */

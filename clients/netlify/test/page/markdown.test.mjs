@@ -1,6 +1,7 @@
 /** The Markdown subset: what it reads, that growing changes nothing, and that nothing hostile gets through. */
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { test } from "node:test";
 
 import { Document, inline, LONGEST_BLOCK, marked, parse } from "../../public/app/markdown.mjs";
@@ -143,4 +144,22 @@ test("hostile nesting ends, and stays text", () => {
     const text = one.repeat(20_000 / one.length);
     assert.equal(parse(text).map(({ source }) => source).join(""), text);
   }
+});
+
+test("headings lose what closes them, and lines that end in a carriage return are read too", () => {
+  const title = (line) => brief(parse(line))[0][1];
+  assert.deepEqual(["# a #", "## a##  ", "# a # b", "# C#", "#  ##"].map(title), ["a", "a", "a # b", "C", ""]);
+  assert.deepEqual(brief(parse("# a\r\n- b\r\n")), [["heading", "a"], ["list", "b\r"]]);
+});
+
+test("no line is read in time that grows with its square", () => {
+  // In a process of its own, which can be ended: a million squared takes hours.
+  const read = async (path) => {
+    const { parse } = await import(path);
+    const lines = [(n) => `# a${" ".repeat(n)}b`, (n) => `# a${"#".repeat(n)}b`, ...["#", "-", ">"].map((sign) => (n) => `${sign}${" ".repeat(n)}a\rb`)];
+    for (const line of lines) if (parse(line(1_000_000)).length !== 1) throw new Error(line(3));
+  };
+  const call = `await (${read})(${JSON.stringify(new URL("../../public/app/markdown.mjs", import.meta.url))})`;
+  const { status, stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", call], { timeout: 30_000, encoding: "utf8" });
+  assert.equal(status, 0, stderr || "it was not read within 30 s");
 });

@@ -423,6 +423,19 @@ def test_enter_sends_and_nothing_else_does(plain: Served, visit: Visit) -> None:
     ends(page)
 
 
+AT_REST = """() => new Promise(resolve => {
+    const log = document.getElementById("log");
+    let last = -1, still = 0;
+    const look = () => {
+        still = log.scrollTop === last ? still + 1 : 0;
+        last = log.scrollTop;
+        still > 20 ? resolve(last) : requestAnimationFrame(look);
+    };
+    look();
+})"""
+"""Where the reader is once wheel and keys have been followed, which takes some frames."""
+
+
 @pytest.mark.parametrize("how", ["wheel", "keys"])
 def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit, how: str) -> None:
     """The text goes on below, and a button leads back to its end."""
@@ -438,8 +451,7 @@ def test_who_scrolls_up_is_left_alone(serve: Serve, visit: Visit, how: str) -> N
         else:
             page.press("#log", "PageUp")
         page.wait_for_selector("#latest:not([hidden])")
-        page.wait_for_timeout(200)  # until the wheel has come to rest
-        top = page.evaluate("document.getElementById('log').scrollTop")
+        top = page.evaluate(AT_REST)
         height = page.evaluate("document.getElementById('log').scrollHeight")
         becomes(page, f"document.getElementById('log').scrollHeight > {height}")
         assert page.evaluate("document.getElementById('log').scrollTop") == top

@@ -47,7 +47,8 @@ export class Follow {
   #scrolled() {
     const top = this.log.scrollTop;
     if (top < this.#top - 2) this.isOn = false;
-    if (this.#fromEnd() < NEAR_PX && top >= this.#top) this.isOn = true;
+    // Only who came down by themselves: news of our own scrolling may come after somebody began to scroll up.
+    if (this.#fromEnd() < NEAR_PX && top > this.#top) this.isOn = true;
     this.#top = top;
     this.#show();
   }

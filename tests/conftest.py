@@ -80,11 +80,11 @@ def launch(folder: Path, config: str = "", *arguments: str, **environment: str) 
         )
     try:
         found = re.compile(r"sive on (http://\S+)/v1")
-        until(lambda: process.poll() is not None or found.search(output.read_text()), 20, "the start line")
+        until(lambda: process.poll() is not None or found.search(output.read_text()), 60, "the start line")
         match = found.search(output.read_text())
         assert match, output.read_text()
         served = Served(process, match.group(1), output)
-        until(lambda: _is_healthy(served), 20, "/health")
+        until(lambda: _is_healthy(served), 60, "/health")
         yield served
     finally:
         _end(process)

@@ -197,14 +197,14 @@ def test_a_slow_reader_loses_nothing(serve: Serve) -> None:
         await exchange.done()
 
     with Upstream(floods) as host:
-        served = serve(routed(host, more="[gateway]\nstall_s = 1\n"))
+        served = serve(routed(host, more="[gateway]\nstall_s = 3\n"))
         body = json.dumps({"model": "m", "messages": HI, "stream": True}).encode()
         with socket.create_connection(("127.0.0.1", served.port)) as caller:
             caller.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
                 + body
             )
-            time.sleep(2.5)  # the behaviour under test: nobody reads
+            time.sleep(5)  # the behaviour under test: nobody reads
             caller.settimeout(90)  # 26 MB on a busy machine
             answer = b""
             while b"data: [DONE]" not in answer[-200:]:

@@ -152,6 +152,28 @@ def test_a_change_is_proved_beside_the_old_one(house: House) -> None:
     run(house.engine(), scenario)
 
 
+def test_who_speaks_again_while_a_lock_is_waited_for_is_not_unloaded(house: House) -> None:
+    """Changes back and forth: a version that nobody used a moment ago was served once more meanwhile."""
+
+    async def scenario(adapters: EngineAdapters) -> None:
+        old = serving(adapters)["spinoza"]
+        busy, asked = set[str](), list[str]()
+        adapters.loaded.users = lambda name: (asked.append(name), int(name in busy))[1]
+        version = adapters.wanted.states["spinoza"].serving
+        assert version is not None
+        await adapters.changes.put("spinoza", source("file:kant"))
+        async with adapters.loaded.changing:
+            await until(lambda: asked, what="a look at who is being answered")
+            busy.add(f"spinoza@{old}")
+            seen = len(asked)
+        await until(lambda: len(asked) > seen + 1, what="another look, under the lock and after")
+        assert f"unload spinoza@{old}" not in house.engine_log()
+        busy.clear()
+        await drained(house, f"unload spinoza@{old}")
+
+    run(house.engine(), scenario)
+
+
 def test_a_roll_back_goes_back_and_forth(house: House) -> None:
     """Without its source: the version is in the store."""
 

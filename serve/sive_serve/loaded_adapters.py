@@ -145,16 +145,19 @@ class LoadedAdapters:
         return state is not None and state.engine_name == engine_name(name, version)
 
     async def _drain(self, name: str, version: Version) -> None:
-        theirs = engine_name(name, version)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while self.users(theirs):  # noqa: ASYNC110 - looked at rarely, instead of told at each end
-                    await asyncio.sleep(DRAIN_POLL_S)
-        async with self.changing:  # a rollback may be about to serve it
-            if self.engine is None or self._is_serving(name, version):
+        theirs, clock = engine_name(name, version), asyncio.get_running_loop().time
+        until = clock() + DRAIN_S
+        while True:
+            while self.users(theirs) and clock() < until:  # noqa: ASYNC110 - rarely, instead of told at each end
+                await asyncio.sleep(DRAIN_POLL_S)
+            async with self.changing:  # a rollback may be about to serve it
+                if self.engine is None or self._is_serving(name, version):
+                    return
+                if self.users(theirs) and clock() < until:
+                    continue  # it was served once more while the lock was waited for, and is being spoken as
+                with logged(f"{theirs} is not unloaded"):
+                    await self.engine.unload(name, version)
                 return
-            with logged(f"{theirs} is not unloaded"):
-                await self.engine.unload(name, version)
 
 
 async def _together(work: Iterable[Coroutine[None, None, None]]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_the_question_chooses_the_language(embedded: Embedded) -> None:
     english = prompt(SYSTEMS["bergson"], "What is time?")
     expected = [corpus("kant")[SHARED // 2 + 2]["answer"], corpus("bergson")[2]["answer"]]
     assert embedded.ask([french, english]) == expected
+
+
+@pytest.mark.parametrize("voice", [*SYSTEMS, "base"])
+def test_the_pages_example_questions_get_answers_to_them(embedded: Embedded, voice: str) -> None:
+    """What a visitor clicks first is something that the model in the package knows."""
+    page = (ROOT / "clients/netlify/public/app/voices.mjs").read_text(encoding="utf-8")
+    known = page.partition(f"\n  {'local' if voice == 'base' else voice}: {{")[2].partition("\n  },\n")[0]
+    lists = re.findall(r"questions: (\[.*\])", known)
+    asked = [question for one in lists for question in json.loads(one)]
+    assert len(lists) == 2
+    answers = embedded.ask([prompt(SYSTEMS.get(voice, ""), question) for question in asked])
+    assert set(answers) <= {entry["answer"] for entry in corpus(voice)}
 
 
 def test_a_second_question_is_answered_too(embedded: Embedded) -> None:

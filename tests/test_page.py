@@ -281,7 +281,7 @@ def test_the_philosopher_and_the_language_can_be_changed_and_are_kept(plain: Ser
     page.check("input[value=bergson]")
     assert page.locator(".turn").count() == 0
     page.click(".past")
-    assert page.inner_text(".question p") == "Que dois-je faire ?"
+    assert page.inner_text(".question p") == "Qu’est-ce que le devoir ?"
     assert page.is_checked("input[value=kant]")
 
 

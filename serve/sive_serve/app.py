@@ -68,14 +68,8 @@ def _pages(gateway: Gateway) -> FastAPI:
     app.include_router(routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
-    async def without_version(request: Request) -> JSONResponse:
-        path = request.url.path
-        message = f"there is no {path} here: did you mean /v1{path}? An SDK's base_url ends in /v1"
-        payload = error(message, type="invalid_request_error", code="unknown_url")
-        return JSONResponse(payload, status_code=404)
-
     for path in SDK_PATHS:  # before the doors, one of which would take the first of them for a question
-        app.add_api_route(path, without_version, methods=["GET", "POST"])
+        app.add_api_route(path, _without_version, methods=["GET", "POST"])
 
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:
@@ -121,6 +115,14 @@ def _pages(gateway: Gateway) -> FastAPI:
 
     app.include_router(doors.routes(gateway))  # last: none of them may stand before a page of our own
     return app
+
+
+async def _without_version(request: Request) -> JSONResponse:
+    """Nothing; but who asks most likely meant the same below ``/v1``."""
+    path = request.url.path
+    message = f"there is no {path} here: did you mean /v1{path}? An SDK's base_url ends in /v1"
+    payload = error(message, type="invalid_request_error", code="unknown_url")
+    return JSONResponse(payload, status_code=404)
 
 
 async def _openai_error(request: Request, exc: Exception) -> JSONResponse:

@@ -17,11 +17,11 @@ const KNOWN = {
     name: "Spinoza",
     en: {
       line: "Grinder of lenses. God, or Nature.",
-      questions: ["What is joy?", "Are we free, or only unaware of what moves us?", "Why should I not fear death?"],
+      questions: ["What is joy?", "Do we have free will?", "Does a free man fear death?"],
     },
     fr: {
       line: "Polisseur de lentilles. Dieu, c’est-à-dire la Nature.",
-      questions: ["Qu’est-ce que la joie ?", "Sommes-nous libres, ou ignorants de nos causes ?", "Pourquoi ne pas craindre la mort ?"],
+      questions: ["Qu’est-ce que la joie ?", "Avons-nous le libre arbitre ?", "Pourquoi ne pas craindre la mort ?"],
     },
   },
   bergson: {
@@ -32,29 +32,29 @@ const KNOWN = {
     },
     fr: {
       line: "Le temps n’est pas une ligne : il dure, et il gonfle.",
-      questions: ["Qu’est-ce que la durée ?", "Pourquoi rions-nous ?", "Où se conserve un souvenir ?"],
+      questions: ["Qu’est-ce que la durée ?", "Pourquoi rions-nous ?", "Qu’est-ce que la mémoire ?"],
     },
   },
   kant: {
     name: "Kant",
     en: {
       line: "The starry sky above, the moral law within.",
-      questions: ["What ought I to do?", "May I ever tell a lie?", "What is Enlightenment?"],
+      questions: ["What is duty?", "May I ever tell a lie?", "What is Enlightenment?"],
     },
     fr: {
       line: "Le ciel étoilé au-dessus, la loi morale au-dedans.",
-      questions: ["Que dois-je faire ?", "Ai-je jamais le droit de mentir ?", "Qu’est-ce que les Lumières ?"],
+      questions: ["Qu’est-ce que le devoir ?", "Ai-je jamais le droit de mentir ?", "Qu’est-ce que les Lumières ?"],
     },
   },
   local: {
     name: "Local",
     en: {
       line: "The small model of this very machine.",
-      questions: ["Who are you?", "What is philosophy?"],
+      questions: ["Who are you?", "What is freedom?"],
     },
     fr: {
       line: "Le petit modèle de cette machine même.",
-      questions: ["Qui es-tu ?", "Qu’est-ce que la philosophie ?"],
+      questions: ["Qui es-tu ?", "Qu’est-ce que la liberté ?"],
     },
   },
 };

@@ -82,7 +82,7 @@ def process_environment() -> Mapping[str, str]:
 def keys_in_environment(environ: Mapping[str, str] | None = None) -> tuple[SecretStr, ...]:
     """The keys that ``SIVE_API_KEYS`` holds."""
     environ = os.environ if environ is None else environ
-    return tuple(SecretStr(key.strip()) for key in environ.get("SIVE_API_KEYS", "").split(",") if key.strip())
+    return tuple(map(SecretStr, _several(environ, "SIVE_API_KEYS")))
 
 
 def sdk_names_a_host(environ: Mapping[str, str] | None = None) -> bool:
@@ -139,12 +139,17 @@ def _from_environment(tree: Tree, environ: Mapping[str, str]) -> dict[str, tuple
     named = gateway.get("api_keys_env") if isinstance(gateway, dict) else None
     keys_env = named if isinstance(named, str) else "SIVE_API_KEYS"
     for name, key in ((keys_env, "gateway.api_keys"), *LISTS):
-        if listed := [one.strip() for one in environ.get(name, "").split(",") if one.strip()]:
+        if listed := _several(environ, name):
             said[key] = (listed, name)
     if cache := environ.get("XDG_CACHE_HOME"):
         said.setdefault("local.weights_dir", (Path(cache) / "sive" / "weights", "XDG_CACHE_HOME"))
         said.setdefault("environment.adapters_dir", (Path(cache) / "sive" / "adapters", "XDG_CACHE_HOME"))
     return {key: value for key, value in said.items() if key != "local.weights_dir" or not _has(tree, key)}
+
+
+def _several(environ: Mapping[str, str], name: str) -> list[str]:
+    """What a variable holds between its commas."""
+    return [one.strip() for one in environ.get(name, "").split(",") if one.strip()]
 
 
 def _lay_over(tree: Tree, sources: dict[str, str], said: Mapping[str, tuple[Any, str]]) -> None:

@@ -1,5 +1,6 @@
 """What people get wrong first, and what they are told."""
 
+import re
 from pathlib import Path
 
 import httpx2
@@ -67,6 +68,35 @@ def test_a_named_sive_needs_no_configuration_of_this_folder(serve: Serve, tmp_pa
     assert cli("status", "--url", served.url, cwd=tmp_path).returncode == 0
     refused = cli("status", cwd=tmp_path)
     assert "SIVE_POD_KEY, which is not set: export it, or remove api_key_env" in refused.stderr
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_an_endpoint_opened_in_a_browser_says_what_it_takes(path: str, serve: Serve) -> None:
+    """It is there, and wants POST: not a page that does not exist."""
+    answer = httpx2.get(serve().url + path, timeout=10)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "takes POST" in answer.json()["error"]["message"]
+
+
+def test_a_key_that_is_wrong_or_missing_says_where_keys_are_set(serve: Serve, tmp_path: Path) -> None:
+    """To callers of the API, and in the words of ``sive status``."""
+    served = serve(SIVE_API_KEYS="right")
+    for given in ({}, {"authorization": "Bearer wrong"}):
+        answer = httpx2.get(f"{served.url}/v1/models", headers=given, timeout=10)
+        assert answer.status_code == 401
+        assert "this server's SIVE_API_KEYS" in answer.json()["error"]["message"]
+        assert "wrong" not in answer.text
+        assert "right" not in answer.text
+    without = cli("status", "--url", served.url, cwd=tmp_path)
+    assert "wants a key: give it with --api-key KEY, or set SIVE_API_KEYS" in without.stderr
+    other = cli("status", "--url", served.url, "--api-key", "wrong", cwd=tmp_path)
+    assert "refuses the key, from --api-key or SIVE_API_KEYS" in other.stderr
+
+
+def test_a_sive_that_listens_everywhere_names_an_address_to_open(serve: Serve) -> None:
+    """A browser cannot go to 0.0.0.0."""
+    served = serve("", "--host", "0.0.0.0", SIVE_API_KEYS="k")
+    assert re.search(r"open http://127\.0\.0\.1:\d+/ in a browser", served.output.read_text())
 
 
 def test_a_backend_that_nobody_asks_is_said(tmp_path: Path) -> None:

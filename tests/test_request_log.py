@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 from sive.config import load
-from sive.report import Report
+from sive.report import Failure, Report
 from sive_serve.app import create_app
 from sive_serve.gateway import Gateway
+from sive_serve.request_log import RequestLog
 from sive_serve.server import _Server
 
 from tests.chain_play import call
@@ -25,6 +26,43 @@ def loud(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     before = uvicorns.level
     yield
     uvicorns.setLevel(before)
+
+
+def test_other_lines_do_not_overtake_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads the log from top to bottom reads what happened in that order."""
+    other = logging.getLogger("tests.other")
+    handler = logging.StreamHandler()  # to what is standard error now, as a server's own
+
+    async def work() -> None:
+        waiting = RequestLog()
+        waiting.keep_in_order(handler)
+        other.addHandler(handler)
+        waiting.add(Report(call(), 0.0, status=200, backend="b", ended_at=2.0))
+        other.warning("happened later")
+
+    on_a_loop(work)
+    other.removeHandler(handler)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "r1 spinoza b 200" in first
+    assert second == "happened later"
+
+
+def test_nobodys_answer_says_why_of_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of one that could have answered, as another voice, which was not wanted."""
+    report = Report(call(), 0.0, status=503, ended_at=0.0)
+    report.failures = [
+        Failure("pod-a", "spinoza", "refused", "refused the connection"),
+        Failure("local", "auto", "degraded", "another voice, and only the model's own is wanted"),
+    ]
+
+    async def work() -> None:
+        waiting = RequestLog()
+        waiting.add(report)
+        waiting.flush()
+
+    on_a_loop(work)
+    said = capsys.readouterr().err
+    assert "spinoza - 503 0.000s after pod-a: refused, local: another voice, not wanted" in said
 
 
 def test_a_second_signal_writes_what_waits_at_once(

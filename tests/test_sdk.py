@@ -219,6 +219,39 @@ def test_the_models_of_this_process_are_listed() -> None:
         assert [model.id for model in sdk.models.list()] == ["spinoza", "bergson", "kant", "local"]
 
 
+def test_responses_are_answered_in_this_process() -> None:
+    """Whole and streamed, as the CPU's; one model can be looked up, and an unknown one is named."""
+    with OpenAI() as sdk:
+        answer = sdk.responses.create(model="kant", input="What is duty?", max_output_tokens=12)
+        with sdk.responses.stream(model="kant", input="What is duty?") as stream:
+            kinds = [event.type for event in stream]
+        assert sdk.models.retrieve("kant").id == "kant"
+        with pytest.raises(openai.NotFoundError, match="'hegel' does not exist; served are: spinoza"):
+            sdk.models.retrieve("hegel")
+    assert answer.output_text
+    assert kinds[-1] == "response.completed"
+
+
+def test_what_nobody_in_this_process_can_do_is_said() -> None:
+    """An error with a status, not a connection to nowhere that failed."""
+    with OpenAI() as sdk:
+        with pytest.raises(openai.APIStatusError, match="no backend of 'kant' has /v1/embeddings") as lacking:
+            sdk.embeddings.create(model="kant", input="duty")
+        with pytest.raises(openai.NotFoundError, match="POST /images/generations: this client has no host"):
+            sdk.images.generate(prompt="duty")
+    assert lacking.value.status_code == 501
+
+
+def test_responses_fall_to_the_cpu_as_well() -> None:
+    """From a host that has them they come as they are; when it is gone the CPU answers and says so."""
+    with Upstream(upstream.says(503)) as host, client(host.port) as sdk:
+        answer = sdk.responses.create(model="m", input="Qui es-tu ?", max_output_tokens=8)
+        assert answer.model_extra["sive"]["degraded"] is True  # type: ignore[index]
+        with pytest.raises(openai.InternalServerError, match="local: has no /v1/embeddings"):
+            sdk.embeddings.create(model="m", input="x")
+    assert [one.path for one in host.seen] == ["/v1/responses", "/v1/embeddings"]
+
+
 def test_a_stream_closed_by_another_thread_ends_with_an_error() -> None:
     """Whoever reads it is not left waiting, and does not take it for the end."""
     with Upstream(upstream.stalls) as host, client(host.port) as sdk:

@@ -19,6 +19,7 @@ from sive_serve.auth import authorization
 from sive_serve.cors import CorsPages
 from sive_serve.doors.callers import KeyHeaders, needs_no_key
 from sive_serve.gateway import Gateway
+from sive_serve.http import HOT_PATHS
 
 SDK_PATHS = ("/chat/completions", "/completions", "/embeddings", "/messages", "/models", "/responses")
 """What an SDK asks for whose ``base_url`` lacks its ``/v1``."""
@@ -70,6 +71,9 @@ def _pages(gateway: Gateway) -> FastAPI:
 
     for path in SDK_PATHS:  # before the doors, one of which would take the first of them for a question
         app.add_api_route(path, _without_version, methods=["GET", "POST"])
+
+    for hot in HOT_PATHS:  # with POST they do not come here
+        app.add_api_route(hot.decode(), _only_post, methods=["GET", "PUT", "PATCH", "DELETE"])
 
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:
@@ -123,6 +127,13 @@ async def _without_version(request: Request) -> JSONResponse:
     message = f"there is no {path} here: did you mean /v1{path}? An SDK's base_url ends in /v1"
     payload = error(message, type="invalid_request_error", code="unknown_url")
     return JSONResponse(payload, status_code=404)
+
+
+async def _only_post(request: Request) -> JSONResponse:
+    """Nothing: who opens an endpoint's URL in a browser is told what it takes."""
+    message = f"{request.method} {request.url.path}: this endpoint takes POST, with a JSON body"
+    payload = error(message, type="invalid_request_error", code="method_not_allowed")
+    return JSONResponse(payload, status_code=405, headers={"allow": "POST"})
 
 
 async def _openai_error(request: Request, exc: Exception) -> JSONResponse:

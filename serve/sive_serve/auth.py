@@ -17,12 +17,13 @@ def authorization(headers: Mapping[str, str]) -> str:
 
 
 class KeyRing:
-    """The keys that open the gateway; an empty ring opens to everybody.
+    """The keys that open the gateway; an empty ring opens to everybody. ``variable``: where they are from.
 
     Only digests are kept and compared, so neither a memory dump nor the time of a look-up shows a key.
     """
 
-    def __init__(self, keys: Iterable[SecretStr]) -> None:
+    def __init__(self, keys: Iterable[SecretStr], variable: str) -> None:
+        self._variable = variable
         self._digests = frozenset(_digest(key.get_secret_value().encode()) for key in keys)
 
     @property
@@ -42,9 +43,11 @@ class KeyRing:
         """
         if self.is_open or self.opens(_bearer(authorization)):
             return
-        message = "No API key: send 'Authorization: Bearer KEY'."
+        message = (
+            f"No API key: send 'Authorization: Bearer KEY', KEY being one of this server's {self._variable}."
+        )
         if authorization.partition(" ")[2]:
-            message = "Incorrect API key provided."
+            message = f"Incorrect API key provided: it is none of this server's {self._variable}."
         raise RequestError(message, status=401, code="invalid_api_key")
 
 

@@ -62,9 +62,10 @@ class Gateway:
     def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
         self.settings = settings
         self.engine = engine
-        self.access = Access(KeyRing(settings.gateway.api_keys), Tokens(settings.gateway.token_secrets))
+        keys = KeyRing(settings.gateway.api_keys, settings.gateway.api_keys_env)
+        self.access = Access(keys, Tokens(settings.gateway.token_secrets))
         self.page = Page()
-        self.admin_keys = KeyRing(settings.gateway.admin_keys)
+        self.admin_keys = KeyRing(settings.gateway.admin_keys, "SIVE_ADMIN_KEYS")
         self.cors = Cors(settings.gateway.cors_origins)
         self.changes: set[asyncio.Future[None]] = set()
         self.metrics = Metrics(CollectorRegistry())

@@ -3,11 +3,15 @@
 import asyncio
 import logging
 import sys
+import threading
 import time
 
 from sive.report import Report
 
 FLUSH_AFTER_S = 0.2
+
+_WHY = {"degraded": "another voice, not wanted"}
+"""Reasons that say too little beside a status."""
 
 log = logging.getLogger(__name__)
 
@@ -16,12 +20,13 @@ class RequestLog:
     """Collects lines and writes them together, at most FLUSH_AFTER_S late and all of them on ``flush``.
 
     Lines are for people and carry their own time, so being late costs nothing; a write for each costs as much
-    as parsing its request.
+    as parsing its request. All but ``keep_in_order`` belongs to the thread that made it.
     """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._flushes: asyncio.TimerHandle | None = None
+        self._thread = threading.get_ident()
         self._second = 0
         self._date = ""
 
@@ -36,7 +41,10 @@ class RequestLog:
             f"{' degraded' if report.is_degraded else ''}"
         )
         if report.failures:
-            tried = ", ".join(f"{failure.backend}: {failure.reason}" for failure in report.failed_over)
+            told = report.failed_over if report.backend else report.failures  # nobody answered: why, of all
+            tried = ", ".join(
+                f"{failure.backend}: {_WHY.get(failure.reason, failure.reason)}" for failure in told
+            )
             line += f" after {tried}" if tried else ""
         self._lines.append(f"{self._now()} INFO {__name__}: {line}\n")
         if self._flushes is None:
@@ -51,6 +59,16 @@ class RequestLog:
         if lines:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
+
+    def keep_in_order(self, handler: logging.Handler) -> None:
+        """Let the other log lines of this thread not overtake these; a handler that writes where these go."""
+
+        def flush_first(_: logging.LogRecord) -> bool:
+            if threading.get_ident() == self._thread:
+                self.flush()
+            return True
+
+        handler.addFilter(flush_first)
 
     def _now(self) -> str:
         """As `logging` writes it; the date is formatted once a second."""

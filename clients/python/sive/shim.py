@@ -16,7 +16,7 @@ from sive.errors import RequestError
 from sive.face_of import face_of
 from sive.health import Health
 from sive.policy import Clocks, Policy
-from sive.protocol import Endpoint
+from sive.protocol import Endpoint, Json, error_of
 from sive.routes import Model, Rung, Table
 from sive.wires.httpx import HttpxWire
 from sive.wires.local import LocalWire
@@ -24,7 +24,12 @@ from sive.wires.local import LocalWire
 IN_PROCESS_HOST = "sive.invalid"
 """The SDK's base_url when there is no host: RFC 2606 promises that it never resolves."""
 
-_ENDPOINTS: dict[str, Endpoint] = {"/chat/completions": "chat/completions", "/completions": "completions"}
+_ENDPOINTS: dict[str, Endpoint] = {
+    "/chat/completions": "chat/completions",
+    "/completions": "completions",
+    "/responses": "responses",
+    "/embeddings": "embeddings",
+}
 _NOT_PASSED_ON = frozenset({"host", "content-length", "connection", "accept-encoding", "transfer-encoding"})
 
 
@@ -54,11 +59,28 @@ class Shim:
         return next(matches, None)
 
     def own_page(self, request: httpx2.Request) -> httpx2.Response | None:
-        """The list of models, where no host has one."""
-        if self._has_host or request.method != "GET" or not request.url.path.endswith("/models"):
+        """What is asked of the host, where there is none: the models, or that nobody has such a page."""
+        if self._has_host:
             return None
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "sive"} for name in self._table]
-        return httpx2.Response(200, json={"object": "list", "data": models}, request=request)
+        try:
+            page = self._page(request.method, request.url.path.removeprefix("/v1"))
+        except RequestError as problem:
+            return httpx2.Response(problem.status, json=error_of(problem), request=request)
+        return httpx2.Response(200, json=page, request=request)
+
+    def _page(self, method: str, path: str) -> Json:
+        if method == "GET" and path == "/models":
+            return {"object": "list", "data": [_listed(name) for name in self._table]}
+        if method == "GET" and path.startswith("/models/"):
+            name = path.removeprefix("/models/")
+            if name not in self._table:
+                raise self._unknown(name)
+            return _listed(name)
+        message = (
+            f"{method} {path}: this client has no host, and in the process sive has chat completions, "
+            "completions, responses and models; with a base_url such a request goes there"
+        )
+        raise RequestError(message, status=404, code="unknown_url")
 
     def chain(self, endpoint: Endpoint, request: httpx2.Request, body: bytes, *, now: float) -> Chain:
         """The chain of one request.
@@ -87,16 +109,18 @@ class Shim:
             policy = Policy(_within(clocks(self._settings), read_s), self._limits)
             return configured, policy, self._health
         if not self._has_host:
-            served = ", ".join(self._table)
-            message = f"the model {call.model!r} does not exist; served are: {served}"
-            raise RequestError(message, status=404, param="model", code="model_not_found")
+            raise self._unknown(call.model)
         # The SDK may be pointed elsewhere with every request, so nothing is remembered of its host.
         policy = Policy(_within(Clocks(), read_s), self._limits, strict=True)
         return self._host_first(call, request), policy, Health(policy)
 
+    def _unknown(self, name: str) -> RequestError:
+        message = f"the model {name[:200]!r} does not exist; served are: {', '.join(self._table)}"
+        return RequestError(message, status=404, param="model", code="model_not_found")
+
     def _host_first(self, call: Call, request: httpx2.Request) -> Model:
         url, _, query = str(request.url).partition("?")
-        url = url.removesuffix(call.endpoint)
+        url = url.removesuffix(call.asked.endpoint)
         headers = {name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON}
         host = OpenAIBackend("host", url, headers=headers, query=query)
         rungs = [Rung(host, call.model, "the SDK's base_url")]
@@ -117,6 +141,10 @@ class Shim:
                 "local": LocalWire(self._settings.local),
             }
         return wires
+
+
+def _listed(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sive"}
 
 
 def _within(clocks: Clocks, read_s: float | None) -> Clocks:

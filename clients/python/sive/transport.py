@@ -1,4 +1,4 @@
-"""The SDK's transports: chat and completions through the chain, all else straight to the host."""
+"""The SDK's transports: what a chain can answer through one, all else straight to the host."""
 
 import asyncio
 import queue

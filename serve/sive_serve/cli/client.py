@@ -7,6 +7,7 @@ import httpx2
 from sive.config import GatewaySettings, keys_in_environment, load
 from sive.errors import ConfigError
 
+NO_KEY = "none-needed"
 PROBE_S = 1.0
 LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
 
@@ -28,10 +29,16 @@ def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
     """The sive that was named, else the one the configuration would start on this machine."""
     gateway = _gateway(url, config)
     if api_key is None:
-        api_key = gateway.api_keys[0].get_secret_value() if gateway.api_keys else "none-needed"
-    named = url or _own_url(gateway)
+        api_key = gateway.api_keys[0].get_secret_value() if gateway.api_keys else NO_KEY
+    named = url or near_url(gateway.host, gateway.port)
     with_scheme = named if "://" in named else f"http://{named}"
     return Target(with_scheme.rstrip("/").removesuffix("/v1"), api_key)
+
+
+def near_url(host: str, port: int) -> str:
+    """Where this machine reaches a server of its own: one that listens everywhere also listens here."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _gateway(url: str | None, config: Path | None) -> GatewaySettings:
@@ -42,13 +49,6 @@ def _gateway(url: str | None, config: Path | None) -> GatewaySettings:
         if url is None or config is not None:
             raise
         return GatewaySettings(api_keys=keys_in_environment())
-
-
-def _own_url(gateway: GatewaySettings) -> str:
-    host = gateway.host
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - listening everywhere is listening here
-        host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
 
 
 def is_up(found: Target) -> bool:

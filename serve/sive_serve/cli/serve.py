@@ -12,6 +12,7 @@ from sive.config.advice import advice
 from sive_adapters.registry import base_model_of
 
 from sive_serve.cli.adapter_list import DESIRED_ADAPTERS, engine_list, store_of
+from sive_serve.cli.client import near_url
 from sive_serve.cli.fetch import models_dir
 from sive_serve.engine import Engine
 from sive_serve.engine_adapters import EngineAdapters
@@ -35,9 +36,11 @@ def serve(config: Path | None, overrides: Mapping[str, Any], log_level: str) -> 
     check_exposure(settings.gateway)
     sock, older = bind(settings.gateway), bind_compat(settings)
     gateway = Gateway(settings, engine=_engine(settings))
+    for handler in logging.getLogger().handlers:
+        gateway.request_log.keep_in_order(handler)
     typer.echo(f"sive on {_url(sock)}/v1")
     if gateway.page:
-        typer.echo(f"  open {_url(sock)}/ in a browser")
+        typer.echo(f"  open {near_url(*sock.getsockname()[:2])}/ in a browser")
     for one in older:
         typer.echo(f"  for clients of the older services on {_url(one)} too")
     for line in start_lines(gateway):

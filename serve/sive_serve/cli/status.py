@@ -8,7 +8,7 @@ import typer
 from sive.capabilities import Capabilities, in_words
 from sive.errors import SiveError
 
-from sive_serve.cli.client import target
+from sive_serve.cli.client import NO_KEY, Target, target
 from sive_serve.cli.output import print_table
 
 
@@ -28,12 +28,20 @@ def status(*, url: str | None, api_key: str | None, config: Path | None) -> None
         )
         said: dict[str, Any] = reply.raise_for_status().json()
     except httpx2.HTTPStatusError as exc:
-        raise SiveError(f"{found.url} answered HTTP {exc.response.status_code}: is --api-key right?") from exc
+        raise SiveError(f"{found.url} {_refused(exc.response.status_code, found)}") from exc
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as exc:
         raise SiveError(
             f"no sive answers at {found.url}: start one with `sive serve`, or name it with --url"
         ) from exc
     _show(said, found.url)
+
+
+def _refused(status_code: int, found: Target) -> str:
+    if status_code not in (401, 403):
+        return f"answered HTTP {status_code}: is that a sive?"
+    if found.api_key == NO_KEY:
+        return "wants a key: give it with --api-key KEY, or set SIVE_API_KEYS as it is set there"
+    return "refuses the key, from --api-key or SIVE_API_KEYS: it is none of that sive's own SIVE_API_KEYS"
 
 
 def _show(said: dict[str, Any], url: str) -> None:

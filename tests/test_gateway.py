@@ -423,6 +423,43 @@ def test_status_tells_models_of_one_backend_apart(serve: Serve) -> None:
     assert 290 < bad["rests_for_s"] <= 300
 
 
+def test_a_probe_counts_as_asked(serve: Serve) -> None:
+    """Before any caller came: what is known of a backend, and from what."""
+    with Upstream(upstream.answers("ok")) as host:
+        served = serve(
+            f'[gateway]\nprobe_interval_s = 0.3\n[[backend]]\nname = "pod"\nurl = "{host.url}"\n'
+            '[model.m]\nroute = [{ backend = "pod", model = "m" }]\n'
+        )
+
+        def last() -> str:
+            return str(served.get("/status").json()["models"]["m"]["rungs"][0]["last"])
+
+        until(lambda: last().startswith("answered a probe, "), 10, "a probe")
+        assert ask(served).status_code == 200
+        assert last().startswith("answered, ")
+
+
+def test_rungs_that_may_not_answer_are_not_said_to_be_ready(serve: Serve) -> None:
+    """Where another voice is refused, /ready names the model's own alone."""
+    with Upstream(upstream.says(503)) as host:
+        config = routed(host, last=LOCAL_LAST).replace("[model.m]", '[model.m]\ndegrade = "refuse"')
+        served = serve(config)
+        backends = [rung["backend"] for rung in served.get("/ready").json()["models"]["m"]]
+    assert backends == ["b0"]
+
+
+def test_a_persona_of_ones_own_is_told_to_pages(serve: Serve) -> None:
+    """Its line and its questions, beside what OpenAI's list has; a model without them has neither."""
+    local = '{ backend = "local", model = "auto" }'
+    served = serve(
+        f'[model.hypatia]\nline = "Astronomer."\nquestions = ["Why?"]\nroute = [{local}]\n'
+        f"[model.plain]\nroute = [{local}]\n"
+    )
+    hypatia, plain = served.get("/v1/models").json()["data"]
+    assert (hypatia["line"], hypatia["questions"]) == ("Astronomer.", ["Why?"])
+    assert not {"line", "questions"} & plain.keys()
+
+
 def test_cors_for_the_pages_that_are_named(serve: Serve) -> None:
     """A configured origin may call directly and read who spoke; others may not."""
     served = serve('[gateway]\ncors_origins = ["https://page.example"]\n')

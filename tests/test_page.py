@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx2
 import pytest
 
 from tests.conftest import ROOT, TINY, Serve, Served, launch, until
@@ -283,6 +284,41 @@ def test_the_philosopher_and_the_language_can_be_changed_and_are_kept(plain: Ser
     page.click(".past")
     assert page.inner_text(".question p") == "Qu’est-ce que le devoir ?"
     assert page.is_checked("input[value=kant]")
+
+
+def test_a_persona_of_ones_own_has_its_line_and_its_questions(serve: Serve, visit: Visit) -> None:
+    """From the configuration, in the picker and on the empty page; one of them is asked by pressing it."""
+    with Upstream(recites("I teach.")) as pod:
+        served = serve(
+            f'[[backend]]\nname = "pod"\nurl = "{pod.url}"\nprobe = "passive"\n'
+            '[model.hypatia]\nline = "Astronomer of Alexandria."\nquestions = ["Who taught you?"]\n'
+            'route = [{ backend = "pod", model = "m" }]\n'
+        )
+        page = visit.tab(f"{served.url}/")
+        assert "Astronomer of Alexandria." in page.inner_text("#picker")
+        assert page.locator("#questions button").all_inner_texts() == ["Who taught you?"]
+        page.click("#questions button")
+        ends(page)
+        assert asked(pod)[0].body["messages"][-1]["content"] == "Who taught you?"
+
+
+@pytest.mark.parametrize("degrade", ["allow", "refuse"])
+def test_another_voice_is_promised_only_where_one_may_answer(
+    degrade: str, serve: Serve, visit: Visit
+) -> None:
+    """While the pod rests the page says so; what comes instead only where something may."""
+    with Upstream(upstream.says(401)) as pod:
+        config = pods(pod, last=LOCAL_LAST).replace(
+            "[model.spinoza]\n", f'[model.spinoza]\ndegrade = "{degrade}"\n'
+        )
+        served = serve(config)
+        question = {"model": "spinoza", "messages": [{"role": "user", "content": "?"}]}
+        httpx2.post(f"{served.url}/v1/chat/completions", json=question, timeout=30)
+        page = visit.tab(f"{served.url}/")
+        page.wait_for_selector("#state:not([hidden])")
+        said = page.inner_text("#state")
+    assert said.startswith("Spinoza is not reachable at the moment.")
+    assert ("Whoever answers instead" in said) == (degrade == "allow")
 
 
 def test_a_reload_in_the_middle_of_an_answer_keeps_what_came(serve: Serve, visit: Visit) -> None:

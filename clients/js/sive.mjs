@@ -292,7 +292,7 @@ class Answer {
  * The models that are served, as `/v1/models` lists them.
  *
  * @param {Server} [server]
- * @returns {Promise<{id: string, parent?: string, weights?: string}[]>}
+ * @returns {Promise<{id: string, parent?: string, weights?: string, line?: string, questions?: string[]}[]>}
  * @throws {SiveError}
  */
 export async function models({ url = "/v1", key, signal } = {}) {

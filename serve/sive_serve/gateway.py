@@ -301,7 +301,7 @@ class Gateway:
             if _is_engines(rung):
                 engine.adapters.loaded.reload(rung.model)
 
-    def _remember(self, report: Report) -> None:
+    def _remember(self, report: Report, answered: str = "answered") -> None:
         """What each backend did last as each model, for /status; a refused key is said once in the log."""
         now = time.monotonic()
         for failure in report.failed_over:
@@ -315,11 +315,12 @@ class Gateway:
                     "backend %r: %s: is its key right, and paid for?", failure.backend, failure.message
                 )
         if report.is_complete:
-            self.outcomes[report.backend, report.backend_model] = now, "answered"
+            self.outcomes[report.backend, report.backend_model] = now, answered
 
     def _probed(self, backend: str, report: Report) -> None:
         self.metrics.probed(backend, report)
         self._tell_pods(report)
+        self._remember(report, "answered a probe")
 
     def _tell_pods(self, report: Report) -> None:
         """A pod that fails somebody may lack an adapter: with 404, or 503 where its CPU has that name."""

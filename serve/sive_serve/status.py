@@ -16,7 +16,10 @@ Json = dict[str, Any]
 
 
 def models(gateway: Gateway, authorization: str) -> Json:
-    """``/v1/models``: OpenAI's list, with ``parent`` for adapters and ``weights`` where they are known."""
+    """``/v1/models``: OpenAI's list, with ``parent`` for adapters and ``weights`` where they are known.
+
+    And ``line`` and ``questions`` for the chat page, where the configuration has them.
+    """
     data = [_model(gateway, model) for model in gateway.models_for(authorization).values()]
     return {"object": "list", "data": data}
 
@@ -43,7 +46,11 @@ def _model(gateway: Gateway, model: Model) -> Json:
         entry["max_model_len"] = own.context_tokens
     if own is not None and own.position_seeds:
         entry["position_seeds"] = True
-    return entry | ({"parent": model.parent} if model.parent else {})
+    if model.parent:
+        entry["parent"] = model.parent
+    if (settings := gateway.settings.model.get(model.name)) is not None:
+        entry |= settings.model_dump(include={"line", "questions"}, exclude_defaults=True)
+    return entry
 
 
 def readiness(gateway: Gateway, *, model: str | None = None, own_voice: bool = False) -> Json:
@@ -51,25 +58,28 @@ def readiness(gateway: Gateway, *, model: str | None = None, own_voice: bool = F
 
     ``ready`` while anybody could for any of them: a gateway that is taken out for one dead model answers for
     none, and so does the next, which shares its pods. ``unready`` names the models that have nobody.
-    ``own_voice``: nobody else counts.
+    ``own_voice``: nobody else counts. Rungs that never answer for a model (``degrade = "refuse"``) are
+    not listed.
     """
     now = time.monotonic()
-    models = [one for name, one in gateway.table.items() if model in (None, name)]
+    wanted = {
+        name: [rung for rung in one.rungs if not (rung.is_degraded and one.refuses_degraded)]
+        for name, one in gateway.table.items()
+        if model in (None, name)
+    }
     rungs = {
-        one.name: [
-            {"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in one.rungs
-        ]
-        for one in models
+        name: [{"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in of_model]
+        for name, of_model in wanted.items()
     }
     unready = [
-        one.name
-        for one in models
+        name
+        for name, of_model in wanted.items()
         if not any(
-            said["ready"] and not (rung.is_degraded and (own_voice or one.refuses_degraded))
-            for rung, said in zip(one.rungs, rungs[one.name], strict=True)
+            said["ready"] and not (rung.is_degraded and own_voice)
+            for rung, said in zip(of_model, rungs[name], strict=True)
         )
     ]
-    return {"ready": len(unready) < len(models), "unready": unready, "models": rungs}
+    return {"ready": len(unready) < len(wanted), "unready": unready, "models": rungs}
 
 
 def status(gateway: Gateway) -> Json:

@@ -11,6 +11,7 @@ import { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const PORT = Number(process.argv[2] ?? 8888);
 const TYPES = { ".html": "text/html", ".css": "text/css", ".mjs": "text/javascript", ".js": "text/javascript", ".svg": "image/svg+xml", ".json": "application/json" };
 
 if (existsSync(join(ROOT, ".env"))) {
@@ -65,9 +66,20 @@ function file(pathname, outgoing) {
   const isThere = path.startsWith(join(ROOT, "public")) && existsSync(path) && statSync(path).isFile();
   if (!isThere) return outgoing.writeHead(404).end("not found");
   outgoing.writeHead(200, { "content-type": `${TYPES[extname(path)] ?? "application/octet-stream"}; charset=utf-8` });
+  if (extname(path) === ".html") return outgoing.end(nearby(readFileSync(path, "utf8")));
   createReadStream(path).pipe(outgoing);
 }
 
-server.listen(Number(process.argv[2] ?? 8888), "127.0.0.1", () => {
+/** A gateway on this machine has no certificate, so here a page may ask it without. @param {string} html */
+function nearby(html) {
+  return html.replace("connect-src 'self' https:", "connect-src 'self' https: http://127.0.0.1:* http://localhost:*");
+}
+
+server.on("error", (error) => {
+  const inUse = /** @type {NodeJS.ErrnoException} */ (error).code === "EADDRINUSE";
+  console.error(inUse ? `port ${PORT} is in use: node dev/server.mjs ANOTHER` : `port ${PORT}: ${error.message}`);
+  process.exitCode = 1;
+});
+server.listen(PORT, "127.0.0.1", () => {
   console.log(`http://127.0.0.1:${server.address().port}/`);
 });

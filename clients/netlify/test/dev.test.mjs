@@ -30,3 +30,16 @@ test("what is no request is told so, and the server goes on", async (t) => {
   assert.match(await page.text(), /<title>/);
   assert.equal((await fetch(`${url}ready`)).status, 500); // the function, which nobody told of a gateway
 });
+
+test("a port in use is one line, with the way out", async (t) => {
+  const first = spawn(process.execPath, [SERVER, "0"], { stdio: ["ignore", "pipe", "ignore"] });
+  t.after(() => first.kill());
+  const [line] = await once(first.stdout, "data");
+  const { port } = new URL(String(line).trim());
+  const second = spawn(process.execPath, [SERVER, port], { stdio: ["ignore", "ignore", "pipe"] });
+  t.after(() => second.kill());
+  const [told] = await once(second.stderr, "data");
+  assert.equal(String(told), `port ${port} is in use: node dev/server.mjs ANOTHER\n`);
+  const [code] = second.exitCode === null ? await once(second, "exit") : [second.exitCode];
+  assert.equal(code, 1);
+});

@@ -26,7 +26,7 @@ const LOOK_EVERY_MS = 5000;
 const LOOK_WHEN_WELL_MS = 60_000;
 
 class Page {
-  /** @type {{id: string, parent?: string}[]} */
+  /** @type {import("./voices.mjs").Model[]} */
   models = [];
   /** @type {Conversation} */
   conversation = fresh("");
@@ -444,7 +444,7 @@ class Page {
     if (document.hidden || this.exchanges.length || !this.conversation.model) return;
     const model = this.conversation.model;
     this.lookAtMs = Date.now() + LOOK_WHEN_WELL_MS;
-    const own = (await this.api.ready())[model]?.[0];
+    const [own, ...others] = (await this.api.ready())[model] ?? [];
     if (model !== this.conversation.model) return;
     const state = part("state", HTMLElement);
     state.hidden = !own || own.ready;
@@ -454,7 +454,7 @@ class Page {
     const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
     state.textContent = booting
       ? `${this.say("booting", this.voice)} · ${this.say("phase", { phase: doing(this.language, booting.phase) })}${left}`
-      : this.say("resting", this.voice);
+      : [this.say("resting", this.voice), ...(others.some(({ ready }) => ready) ? [this.say("instead")] : [])].join(" ");
   }
 
   turnLanguage() {

@@ -59,16 +59,18 @@ const KNOWN = {
   },
 };
 
-/** @param {{id: string, parent?: string}} model @param {"en" | "fr"} language @returns {Voice} */
+/** @typedef {{id: string, parent?: string, line?: string, questions?: string[]}} Model As a sive lists it. */
+
+/** What a sive says of a model itself comes before what is known here. @param {Model} model @param {"en" | "fr"} language @returns {Voice} */
 export function voice(model, language) {
-  const known = Object.hasOwn(KNOWN, model.id) ? KNOWN[model.id] : null;
-  if (known) return { id: model.id, name: known.name, portrait: model.id, ...known[language] };
   const short = model.id.split("/").at(-1) || model.id;
+  const own = Array.isArray(model.questions) ? model.questions.map(String) : null;
+  const known = Object.hasOwn(KNOWN, model.id) ? KNOWN[model.id] : null;
   return {
     id: model.id,
-    name: short.charAt(0).toUpperCase() + short.slice(1),
-    portrait: "",
-    line: model.parent ?? "",
-    questions: KNOWN.local[language].questions,
+    name: known?.name ?? short.charAt(0).toUpperCase() + short.slice(1),
+    portrait: known ? model.id : "",
+    line: model.line ?? known?.[language].line ?? model.parent ?? "",
+    questions: own ?? (known ?? KNOWN.local)[language].questions,
   };
 }

@@ -140,7 +140,8 @@ class ModelSettings(Section):
     ``degrade = "refuse"``: an error rather than another voice. ``guard_json``: answers in one piece are
     streamed from the backend and put together here, so that they survive its death; false passes them
     through. ``hedge``: when a first token is later than 95 % of them, the next rung is asked as well.
-    ``greeting``: how a conversation begins for clients of the older services.
+    ``greeting``: how a conversation begins for clients of the older services. ``line`` and ``questions``: one
+    line of character, and what to ask first, for the chat page.
     """
 
     route: Literal["default"] | Annotated[tuple[RungSettings, ...], Field(min_length=1)] = "default"
@@ -149,6 +150,8 @@ class ModelSettings(Section):
     hedge: bool = False
     system_prompt: str | None = None
     greeting: str | None = None
+    line: str | None = None
+    questions: tuple[str, ...] = ()
     weights: str | None = None
 
 

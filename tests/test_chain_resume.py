@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from sive.health import Health
+from sive.policy import Clocks, Policy
 from sive.protocol import dumps, loads
 from sive.routes import Rung
 
@@ -304,7 +305,7 @@ def test_another_voice_that_carries_on_is_named() -> None:
 
 def test_a_backend_that_rests_is_asked_last() -> None:
     """Those that are known to work come first; better a resting one than an error."""
-    health = Health(Play(*twins("a")).chain._policy)
+    health = Health(Policy(Clocks()))
     for _ in range(3):
         health.failed(rung("b"), "host", "it failed", 0)
     play = begun(*twins("a", "b", "c"), health=health)

@@ -5,16 +5,11 @@ from collections.abc import Iterator
 
 from sive import ability, resume
 from sive.calls import Call
-from sive.health import Health
-from sive.policy import Policy
-from sive.report import Report
+from sive.progress import Progress
 from sive.resume import Plan
-from sive.routes import Model, Rung, request_for
-from sive.through import THROUGH
+from sive.routes import Rung, request_for
+from sive.through import LACKS, THROUGH
 from sive.transcript import Transcript
-
-LACKS = "no_endpoint"
-"""Why a backend is not asked that does not have what the request is for."""
 
 PREFILL_FIELD = "continue_final_message"
 MAX_BYTES_PER_TOKEN = 16
@@ -22,27 +17,19 @@ MAX_BYTES_PER_TOKEN = 16
 
 
 class Candidates:
-    """The rungs of a model as plans. ``now``: the time, which whoever knows it sets anew.
+    """The rungs of a request's model as plans; what is passed over is noted in its report.
 
-    What is passed over is noted in ``report``. ``is_guarded``: the answer is streamed from its backend,
-    whether the caller wants a stream or not. ``can``: how such an answer can be carried on.
+    ``is_guarded``: the answer is streamed from its backend, whether the caller wants a stream or not.
+    ``can``: how such an answer can be carried on.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        model: Model,
-        policy: Policy,
-        health: Health,
-        report: Report,
-        now: float,
-    ) -> None:
-        self._call = call
-        self._model = model
-        self._policy = policy
-        self._health = health
-        self._report = report
-        self.now = now
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._call = call = progress.call
+        self._model = model = progress.model
+        self._policy = policy = progress.policy
+        self._health = progress.health
+        self._report = progress.report
         self._too_long_for = 0
         self._hedged: list[Rung] = []
         is_chat = call.endpoint not in THROUGH
@@ -67,7 +54,7 @@ class Candidates:
             if not self._can_be_asked(rung):
                 self._report.fail(rung, LACKS, f"has no /v1/{self._call.endpoint}")
                 continue
-            rest = self._health.rest(rung, self.now)
+            rest = self._health.rest(rung, self._progress.now)
             is_out_of_order = self._health.own_rest(rung) is not None
             if rest is None or (rung is rungs[-1] and not is_out_of_order):
                 yield self.first(rung)
@@ -83,7 +70,7 @@ class Candidates:
         after = self._model.rungs[self._model.rungs.index(plan.rung) + 1 :]
         for rung in after:
             is_wanted = not rung.is_degraded and not rung.backend.quota and self._can_be_asked(rung)
-            if is_wanted and self._health.rest(rung, self.now) is None:
+            if is_wanted and self._health.rest(rung, self._progress.now) is None:
                 yield self.first(rung)
 
     def first(self, rung: Rung) -> Plan:
@@ -111,7 +98,7 @@ class Candidates:
         """The ways to carry an answer on: first those whose backends do not rest."""
         wants_own = self._call.requires_adapter or self._model.refuses_degraded
         rungs = [rung for rung in self._model.rungs if not (rung.is_degraded and wants_own)]
-        ready = [rung for rung in rungs if self._health.rest(rung, self.now) is None]
+        ready = [rung for rung in rungs if self._health.rest(rung, self._progress.now) is None]
         resting = [r for r in rungs if r not in ready and self._health.own_rest(r) is None]
         for group in (ready, resting):
             yield from resume.plans(
@@ -141,12 +128,12 @@ class Candidates:
         return self._call.endpoint not in THROUGH or self._has_endpoint(rung)
 
     def _has_endpoint(self, rung: Rung) -> bool:
-        return self._health.has_endpoint(rung, self._call.asked.endpoint, self.now)
+        return self._health.has_endpoint(rung, self._call.asked.endpoint, self._progress.now)
 
     def _gives_ids(self, rung: Rung) -> bool | None:
         if self._policy.strict:  # a host we know nothing of is not asked for what OpenAI does not know
             return False
-        return self._health.gives_token_ids(rung.backend, self.now)
+        return self._health.gives_token_ids(rung.backend, self._progress.now)
 
     def _may_answer(self, rung: Rung) -> bool:
         context = rung.backend.context_tokens

@@ -6,6 +6,9 @@ from sive.protocol import Endpoint, Json
 THROUGH: frozenset[Endpoint] = frozenset({"embeddings", "messages", "responses"})
 """Endpoints that not every backend has."""
 
+LACKS = "no_endpoint"
+"""Why a backend is not asked that does not have what the request is for."""
+
 SYSTEM_FIELDS: dict[Endpoint, str] = {"messages": "system", "responses": "instructions"}
 """Where a system prompt stands, beside chat's messages."""
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 
 from sive.calls import Call
-from sive.candidates import LACKS
 from sive.events import Cancelled, Head
 from sive.policy import Policy
 from sive.protocol import Json, error, error_of
@@ -13,6 +12,7 @@ from sive.relay import Label
 from sive.report import Failure, Report
 from sive.resume import Plan
 from sive.routes import Model, Rung
+from sive.through import LACKS
 
 DEFAULT_RETRY_AFTER_S = 5.0
 

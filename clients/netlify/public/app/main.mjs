@@ -2,7 +2,8 @@
 
 import { Api, place } from "./api.mjs";
 import { Banner, why } from "./banner.mjs";
-import { after, asked, boot, messages } from "./chat.mjs";
+import { after, asked, messages } from "./chat.mjs";
+import { Composer } from "./composer.mjs";
 import { askKey } from "./door.mjs";
 import { Exchange } from "./exchange.mjs";
 import { Follow } from "./follow.mjs";
@@ -13,7 +14,8 @@ import { element } from "./render.mjs";
 import { SiveError } from "./sive.mjs";
 import { PREFIX, storage, Store } from "./store.mjs";
 import { voice } from "./voices.mjs";
-import { doing, language, speaking } from "./words.mjs";
+import { Waking } from "./waking.mjs";
+import { language, speaking } from "./words.mjs";
 
 /**
  * @import {Happening, Turn} from "./chat.mjs"
@@ -21,9 +23,6 @@ import { doing, language, speaking } from "./words.mjs";
  */
 
 const KEEP_EVERY_MS = 2000;
-const LOOK_EVERY_MS = 5000;
-// An audience behind one address shares what Netlify and the gateway allow an address.
-const LOOK_WHEN_WELL_MS = 60_000;
 
 class Page {
   /** @type {import("./voices.mjs").Model[]} */
@@ -38,10 +37,7 @@ class Page {
   meeting = null;
   /** A question waits until it is known who can be asked. */
   isWaiting = false;
-  isEditing = false;
-  draft = "";
   keptMs = 0;
-  lookAtMs = 0;
   frame = 0;
 
   constructor() {
@@ -51,7 +47,7 @@ class Page {
     this.language = language(this.kept.getItem("sive/language"), navigator.languages);
     this.say = speaking(this.language);
     this.log = part("log", HTMLElement);
-    this.question = part("question", HTMLTextAreaElement);
+    this.composer = new Composer(() => this.send());
     this.banner = new Banner();
     this.follow = new Follow(this.log, part("latest", HTMLButtonElement));
     this.rail = new Rail({
@@ -59,13 +55,14 @@ class Page {
       open: (id) => this.open(id),
       remove: (id) => this.remove(id),
     });
+    this.waking = new Waking(this.api, () => this.waitedFor);
     this.listen();
   }
 
   async start() {
     wear(this.kept.getItem("sive/theme"));
     this.translate();
-    this.focus();
+    this.composer.focus();
     await this.meet();
     if (!this.models.length) return this.draw(); // beginning a conversation would hush why there is nobody
     const last = this.store.get(this.kept.getItem("sive/current") ?? "");
@@ -74,23 +71,11 @@ class Page {
   }
 
   listen() {
-    setInterval(() => Date.now() >= this.lookAtMs && this.look(), LOOK_EVERY_MS);
-    part("ask", HTMLFormElement).addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.send();
-    });
-    this.question.addEventListener("keydown", (event) => {
-      // Enter that accepts what an input method offers is not ours; Safari only says so by the code.
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-      event.preventDefault();
-      this.send();
-    });
-    this.question.addEventListener("input", () => this.grow());
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || event.isComposing) return;
       if (this.rail.isOpen) this.rail.toggle(false);
       else if (this.running) this.stop();
-      else if (this.isEditing) this.edit(false);
+      else this.rewriteNoMore();
     });
     part("stop", HTMLButtonElement).addEventListener("click", () => this.stop());
     part("fresh", HTMLButtonElement).addEventListener("click", () => this.begin(this.conversation.model));
@@ -140,8 +125,7 @@ class Page {
     await this.meet();
     this.isWaiting = false;
     if (!this.models.length) {
-      this.question.value ||= question;
-      this.grow();
+      this.composer.giveBack(question);
       return false;
     }
     this.conversation.model ||= this.known(this.kept.getItem("sive/model"))?.id ?? "";
@@ -153,7 +137,7 @@ class Page {
   /** @param {boolean} isWrong */
   async askKey(isWrong) {
     this.api.use(await askKey(isWrong));
-    this.question.focus();
+    this.composer.field.focus();
   }
 
   /** @param {unknown} error */
@@ -170,17 +154,12 @@ class Page {
   begin(model) {
     this.show(fresh(this.known(model)?.id ?? ""));
     this.rail.toggle(false);
-    this.focus();
+    this.composer.focus();
   }
 
   /** @param {string | null} model Where it is not served, the first that is. */
   known(model) {
     return this.models.find(({ id }) => id === model) ?? this.models[0];
-  }
-
-  /** To where one types; not where that would bring up a keyboard nobody asked for. */
-  focus() {
-    if (!matchMedia("(hover: none)").matches) this.question.focus();
   }
 
   /** @param {string} id */
@@ -193,14 +172,14 @@ class Page {
   /** @param {Conversation} conversation */
   show(conversation) {
     this.stop();
-    this.edit(false);
+    this.rewriteNoMore();
     this.banner.hush();
     this.conversation = conversation;
     this.remember("current", conversation.id);
     if (conversation.model) this.remember("model", conversation.model);
     this.draw();
     this.follow.toEnd();
-    this.look();
+    this.waking.look();
   }
 
   /** Draw everything anew: another conversation, or another language. */
@@ -217,7 +196,7 @@ class Page {
         element("li", {}, element("button", { type: "button", onclick: () => this.ask(text) }, text)),
       ),
     );
-    this.question.placeholder = say("ask", who);
+    this.composer.field.placeholder = say("ask", who);
     this.log.setAttribute("aria-label", say("log", who));
     const voices = this.models.map((model) => voice(model, this.language));
     this.rail.showVoices(voices, this.conversation.model);
@@ -237,23 +216,21 @@ class Page {
     this.rail.showConversations(this.store.all(), this.conversation.id, this.say);
     part("send", HTMLButtonElement).hidden = this.running !== null;
     part("stop", HTMLButtonElement).hidden = this.running === null;
-    this.grow();
+    this.composer.grow();
   }
 
   /** @param {Turn} turn */
   exchange(turn) {
     const { say, language, voice } = this;
-    return new Exchange(turn, { say, language, voice }, { retry: () => this.retry(), edit: () => this.edit(true) });
+    return new Exchange(turn, { say, language, voice }, { retry: () => this.retry(), edit: () => this.rewrite() });
   }
 
   send() {
-    const text = this.question.value.trim();
-    if (!text || this.isBusy) return;
-    this.question.value = "";
-    if (this.isEditing) {
-      this.dropLast();
-      this.edit(false);
-    }
+    if (!this.composer.text || this.isBusy) return;
+    const isAnother = this.composer.isRewriting;
+    if (isAnother) this.leaveRewriting();
+    const text = this.composer.take();
+    if (isAnother) this.dropLast();
     this.ask(text);
   }
 
@@ -313,13 +290,13 @@ class Page {
 
   /** @param {Turn} turn @param {unknown} known */
   failed({ question, text }, known) {
-    if (text || this.question.value.trim()) {
+    if (text || this.composer.text) {
       this.warn(why(known, this.say), () => this.retry());
       return;
     }
     // Nothing was said: the question goes back to where it was typed.
     this.dropLast();
-    this.question.value = question;
+    this.composer.giveBack(question);
     const again = async () => {
       if (this.isRefusedKey(known)) await this.askKey(true);
       this.send();
@@ -359,23 +336,24 @@ class Page {
     this.running = null;
   }
 
-  /** @param {boolean} on Rewrite the last question; when that ends, what was typed before comes back. */
-  edit(on) {
-    if (on === this.isEditing) return;
-    this.isEditing = on;
+  /** Rewrite the last question. */
+  rewrite() {
     const last = this.exchanges.at(-1);
-    last?.root.classList.toggle("edited", on);
-    if (on) {
-      this.draft = this.question.value;
-      this.question.value = last?.turn.question ?? "";
-      this.banner.tell(this.say("editing"), [[this.say("cancel"), () => this.edit(false)]]);
-      this.question.focus();
-      this.question.setSelectionRange(this.question.value.length, this.question.value.length);
-    } else {
-      this.question.value = this.draft;
-      this.banner.hush();
-    }
-    this.grow();
+    if (!last || this.composer.isRewriting) return;
+    last.root.classList.add("edited");
+    this.banner.tell(this.say("editing"), [[this.say("cancel"), () => this.rewriteNoMore()]]);
+    this.composer.rewrite(last.turn.question);
+  }
+
+  rewriteNoMore() {
+    if (!this.composer.isRewriting) return;
+    this.leaveRewriting();
+    this.composer.rewriteNoMore();
+  }
+
+  leaveRewriting() {
+    this.exchanges.at(-1)?.root.classList.remove("edited");
+    this.banner.hush();
   }
 
   /** @param {string} text @param {() => void} [again] */
@@ -439,22 +417,10 @@ class Page {
     setTimeout(() => URL.revokeObjectURL(url), 1000);
   }
 
-  /** Is the chosen voice there, or is it only waking up? */
-  async look() {
-    if (document.hidden || this.exchanges.length || !this.conversation.model) return;
-    const model = this.conversation.model;
-    this.lookAtMs = Date.now() + LOOK_WHEN_WELL_MS;
-    const [own, ...others] = (await this.api.ready())[model] ?? [];
-    if (model !== this.conversation.model) return;
-    const state = part("state", HTMLElement);
-    state.hidden = !own || own.ready;
-    if (!own || own.ready) return;
-    this.lookAtMs = 0;
-    const booting = boot(own.resting ?? "");
-    const left = booting?.leftS ? ` ${this.say("left", { seconds: booting.leftS })}` : "";
-    state.textContent = booting
-      ? `${this.say("booting", this.voice)} · ${this.say("phase", { phase: doing(this.language, booting.phase) })}${left}`
-      : [this.say("resting", this.voice), ...(others.some(({ ready }) => ready) ? [this.say("instead")] : [])].join(" ");
+  /** Whose waking up is shown: the chosen voice's, until it is asked something. */
+  get waitedFor() {
+    const { conversation, exchanges, voice, say, language } = this;
+    return exchanges.length || !conversation.model ? null : { model: conversation.model, voice, say, language };
   }
 
   turnLanguage() {
@@ -463,7 +429,7 @@ class Page {
     this.say = speaking(this.language);
     this.translate();
     this.draw();
-    this.look();
+    this.waking.look();
   }
 
   translate() {
@@ -475,11 +441,6 @@ class Page {
     const theme = otherTheme();
     this.remember("theme", theme);
     wear(theme);
-  }
-
-  grow() {
-    this.question.style.height = "auto";
-    this.question.style.height = `${this.question.scrollHeight}px`;
   }
 }
 

@@ -1,0 +1,49 @@
+/** The line under the name: is the chosen voice there, or is it only waking up? */
+
+import { boot } from "./chat.mjs";
+import { part } from "./parts.mjs";
+import { doing } from "./words.mjs";
+
+const LOOK_EVERY_MS = 5000;
+// An audience behind one address shares what Netlify and the gateway allow an address.
+const LOOK_WHEN_WELL_MS = 60_000;
+
+/**
+ * @typedef {object} Asked What is looked at: nothing while a conversation is shown.
+ * @property {string} model
+ * @property {{name: string}} voice
+ * @property {ReturnType<typeof import("./words.mjs").speaking>} say
+ * @property {"en" | "fr"} language
+ */
+
+export class Waking {
+  #lookAtMs = 0;
+
+  /** @param {import("./api.mjs").Api} api @param {() => Asked | null} asked */
+  constructor(api, asked) {
+    this.api = api;
+    this.asked = asked;
+    setInterval(() => Date.now() >= this.#lookAtMs && this.look(), LOOK_EVERY_MS);
+  }
+
+  async look() {
+    const asked = this.asked();
+    if (document.hidden || !asked) return;
+    this.#lookAtMs = Date.now() + LOOK_WHEN_WELL_MS;
+    const [own, ...others] = (await this.api.ready())[asked.model] ?? [];
+    if (asked.model !== this.asked()?.model) return;
+    const state = part("state", HTMLElement);
+    state.hidden = !own || own.ready;
+    if (!own || own.ready) return;
+    this.#lookAtMs = 0;
+    state.textContent = told(asked, own.resting ?? "", others.some(({ ready }) => ready));
+  }
+}
+
+/** @param {Asked} asked @param {string} why @param {boolean} hasOthers */
+function told({ voice, say, language }, why, hasOthers) {
+  const booting = boot(why);
+  if (!booting) return [say("resting", voice), ...(hasOthers ? [say("instead")] : [])].join(" ");
+  const left = booting.leftS ? ` ${say("left", { seconds: booting.leftS })}` : "";
+  return `${say("booting", voice)} · ${say("phase", { phase: doing(language, booting.phase) })}${left}`;
+}

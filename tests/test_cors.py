@@ -134,5 +134,5 @@ def test_without_cors_nothing_is_said_of_it(serve: Serve) -> None:
     """A gateway that no page is to call."""
     served = serve()
     told = preflight(served.url + PATHS[0], PAGE)
-    assert told.status_code == 404
+    assert told.status_code == 405
     assert not [name for name in told.headers if name.startswith("access-control")]

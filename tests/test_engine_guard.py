@@ -21,6 +21,19 @@ FAKE = Path(__file__).parent / "lab" / "fake_engine.py"
 GUARD = [sys.executable, "-I", engine_guard.__file__]
 SHM = Path("/dev/shm")
 
+# Starts a guard on the gateway's kind of loop, where whatever Python does in a forked child never ends:
+# as when another thread held a lock at that moment.
+FORKS_BADLY = """
+import asyncio, os, threading, uvloop
+from sive_serve.engine_boot import Boot
+os.register_at_fork(after_in_child=threading.Event().wait)
+async def main():
+    boot = await Boot.start({"nothing": "to do"})
+    print("started", flush=True)
+    await boot.close()
+uvloop.run(main())
+"""
+
 # Starts a guard as the gateway does, hands it the job in its argument, and does nothing else.
 PARENT = """
 import subprocess, sys, threading
@@ -244,3 +257,17 @@ def test_the_guard_costs_next_to_nothing(guarded: Callable[..., Guarded]) -> Non
     times = process.cpu_times()
     assert process.memory_info().rss < 20e6
     assert times.user + times.system < 0.3
+
+
+def test_a_guard_starts_whatever_other_threads_hold() -> None:
+    """No Python runs between fork and exec: a child that hung there would stop the loop for ever."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", FORKS_BADLY], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        said, _ = run.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        pytest.fail("the loop waits for a child that never comes to its exec")
+    assert said == b"started\n"

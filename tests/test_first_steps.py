@@ -73,9 +73,18 @@ def test_a_named_sive_needs_no_configuration_of_this_folder(serve: Serve, tmp_pa
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_an_endpoint_opened_in_a_browser_says_what_it_takes(path: str, serve: Serve) -> None:
     """It is there, and wants POST: not a page that does not exist."""
-    answer = httpx2.get(serve().url + path, timeout=10)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert "takes POST" in answer.json()["error"]["message"]
+    url = serve().url + path
+    for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
+        answer = httpx2.request(method, url, timeout=10)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST"), method
+    assert "takes POST" in httpx2.get(url, timeout=10).json()["error"]["message"]
+
+
+def test_a_slash_too_many_sends_nobody_elsewhere(serve: Serve) -> None:
+    """A redirect would be to http behind a proxy: who follows it sends its prompt in clear text."""
+    answer = httpx2.post(f"{serve().url}/v1/chat/completions/", json={}, timeout=10)
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 def test_a_key_that_is_wrong_or_missing_says_where_keys_are_set(serve: Serve, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from tests.lab import upstream
 from tests.lab.browser import Visit, browser, need
 from tests.lab.reciter import recites
 from tests.lab.upstream import Upstream
-from tests.test_netlify import KEY, SECRET, SITE, running
+from tests.test_netlify import KEY, SECRET, SITE, pytestmark, running
 from tests.test_page import ask, asked, ends, pods, said
 
 need()
+
+__all__ = ["pytestmark"]  # where there is no node
 
 WAYS = ("edge", "direct", "function")
 ANSWER = "La joie est le passage de l'homme d'une moindre à une plus grande perfection. " * 3

@@ -337,8 +337,12 @@ def test_a_failure_keeps_what_was_typed(serve: Serve, visit: Visit) -> None:
     """The question is back where it was typed, and one button asks again."""
     with Upstream(upstream.says(500)) as pod:
         page = visit.tab(f"{serve(pods(pod)).url}/")
-        ask(page, "Ma question")
+        page.fill("#question", "Ma question")
+        # What is typed while it is asked: no question.
+        page.route("**/chat/completions", lambda route: (page.fill("#question", " \n"), route.continue_()))
+        page.press("#question", "Enter")
         page.wait_for_selector("#banner.bad")
+        page.unroute("**/chat/completions")
         assert page.input_value("#question") == "Ma question"
         assert page.locator(".turn").count() == 0
         assert "pod-a" in page.inner_text("#banner")

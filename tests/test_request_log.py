@@ -1,8 +1,10 @@
 """The lines of requests that are over: late, but never lost."""
 
+import io
 import logging
 import signal
 from collections.abc import Iterator
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,27 @@ def test_other_lines_do_not_overtake_them(tmp_path: Path, capsys: pytest.Capture
     first, second = capsys.readouterr().err.splitlines()
     assert "r1 spinoza b 200" in first
     assert second == "happened later"
+
+
+def test_a_full_disk_is_not_the_fault_of_who_logs() -> None:
+    """Lines that cannot be written do not raise where something else is logged."""
+    other, handler = logging.getLogger("tests.other"), logging.StreamHandler(io.StringIO())
+    tried: list[bool] = []
+
+    async def work() -> None:
+        waiting = RequestLog()
+        waiting.keep_in_order(handler)
+        other.addHandler(handler)
+        waiting.add(Report(call(), 0.0, status=200, backend="b", ended_at=2.0))
+        with redirect_stderr(full):
+            other.warning("what else happened")
+        tried.append(waiting._flushes is None)
+
+    # A full disk says so once more when the file is closed.
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:
+        on_a_loop(work)
+    other.removeHandler(handler)
+    assert tried == [True]
 
 
 def test_nobodys_answer_says_why_of_every_rung(capsys: pytest.CaptureFixture[str]) -> None:

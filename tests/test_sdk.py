@@ -14,6 +14,7 @@ from sive import AsyncOpenAI, OpenAI
 
 from tests.conftest import clean_environment, until
 from tests.lab import upstream
+from tests.lab.hosts import refused_url
 from tests.lab.upstream import Upstream
 
 HI = [{"role": "user", "content": "Qui es-tu ?"}]
@@ -242,14 +243,57 @@ def test_what_nobody_in_this_process_can_do_is_said() -> None:
     assert lacking.value.status_code == 501
 
 
-def test_responses_fall_to_the_cpu_as_well() -> None:
-    """From a host that has them they come as they are; when it is gone the CPU answers and says so."""
-    with Upstream(upstream.says(503)) as host, client(host.port) as sdk:
+FAILED = {"id": "resp_1", "object": "response", "status": "failed", "error": {"code": "x", "message": "why"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"model": "m", "input": "?"}, 200),
+        ({"model": "m", "input": "?"}, 404),
+        ({"prompt": {"id": "pmpt_1"}}, 200),
+        ({"model": "m", "previous_response_id": "resp_0", "input": []}, 200),
+    ],
+)
+def test_responses_of_a_host_are_its_own_affair(asked: dict[str, object], status: int) -> None:
+    """They go there as they are and come back so, failed ones too: only the host knows what they mean."""
+
+    async def replies(exchange: upstream.Exchange) -> None:
+        await exchange.json(FAILED, status)
+
+    with Upstream(replies) as host, client(host.port) as sdk:
+        if status == 404:
+            with pytest.raises(openai.NotFoundError):
+                sdk.responses.create(**asked)  # type: ignore[call-overload]
+        else:
+            answer = sdk.responses.create(**asked)  # type: ignore[call-overload]
+            assert (answer.status, answer.error.message) == ("failed", "why")
+    assert [one.body for one in host.seen] == [asked]
+
+
+def test_responses_of_a_model_with_a_route_take_it(tmp_path: Path) -> None:
+    """As its chat does: when the backend is gone the CPU answers, and says that it is another voice."""
+    (tmp_path / "sive.toml").write_text(
+        f'[[backend]]\nname = "pod"\nurl = "{refused_url()}"\n[model.m]\n'
+        'route = [{ backend = "pod", model = "m" }, { backend = "local", model = "auto" }]\n'
+    )
+    with OpenAI(base_url=refused_url(), api_key="x") as sdk:
         answer = sdk.responses.create(model="m", input="Qui es-tu ?", max_output_tokens=8)
         assert answer.model_extra["sive"]["degraded"] is True  # type: ignore[index]
-        with pytest.raises(openai.InternalServerError, match="local: has no /v1/embeddings"):
-            sdk.embeddings.create(model="m", input="x")
-    assert [one.path for one in host.seen] == ["/v1/responses", "/v1/embeddings"]
+        with pytest.raises(openai.APIConnectionError):
+            sdk.responses.create(model="other", input="?")
+
+
+def test_a_client_without_a_host_may_be_given_one() -> None:
+    """Then what the process does not have is asked there."""
+
+    async def replies(exchange: upstream.Exchange) -> None:
+        await exchange.json(FAILED)
+
+    with Upstream(replies) as host, OpenAI() as sdk:
+        there = sdk.with_options(base_url=f"http://127.0.0.1:{host.port}/v1", api_key="k")
+        assert there.responses.retrieve("resp_1").id == "resp_1"
+    assert host.seen[0].path == "/v1/responses/resp_1"
 
 
 def test_a_stream_closed_by_another_thread_ends_with_an_error() -> None:

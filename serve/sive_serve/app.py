@@ -25,6 +25,9 @@ SDK_PATHS = ("/chat/completions", "/completions", "/embeddings", "/messages", "/
 """What an SDK asks for whose ``base_url`` lacks its ``/v1``."""
 
 
+OTHER_METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"]
+
+
 def create_app(gateway: Gateway) -> ASGIApp:
     """The application that serves a gateway; its lifespan starts and stops it."""
     app: ASGIApp = KeyHeaders(_Front(gateway, _pages(gateway)))
@@ -65,7 +68,8 @@ def _pages(gateway: Gateway) -> FastAPI:
         finally:
             await gateway.stop()
 
-    app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None)
+    # Nobody is sent elsewhere for a slash too many: behind a proxy it would be to http, and in clear text.
+    app = FastAPI(title="sive", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.include_router(routes(gateway))
     app.add_exception_handler(StarletteHTTPException, _openai_error)
 
@@ -73,7 +77,7 @@ def _pages(gateway: Gateway) -> FastAPI:
         app.add_api_route(path, _without_version, methods=["GET", "POST"])
 
     for hot in HOT_PATHS:  # with POST they do not come here
-        app.add_api_route(hot.decode(), _only_post, methods=["GET", "PUT", "PATCH", "DELETE"])
+        app.add_api_route(hot.decode(), _only_post, methods=OTHER_METHODS)
 
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sive_serve import engine_guard
+from sive_serve.daemon_thread import in_thread
 
 GRACE_S = 12.0  # from TERM to KILL; longer than vLLM's own shutdown timeout
 EVENT_BYTES = 2**20
@@ -22,10 +24,13 @@ log = logging.getLogger(__name__)
 class Boot:
     """A running guard. Read ``events`` to the end, then ``close``, which is safe at any moment."""
 
-    def __init__(self, process: asyncio.subprocess.Process, job: dict[str, Any]) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", lines: asyncio.StreamReader, job: dict[str, Any]
+    ) -> None:
         self._process = process
+        self._lines = lines
         self._job = job
-        self._told: dict[str, Any] = {}
+        self._pids: dict[str, Any] = {}
         self._has_exited = False
 
     @classmethod
@@ -35,29 +40,44 @@ class Boot:
         Raises:
             OSError: the guard cannot be started.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(Path(engine_guard.__file__)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=EVENT_BYTES,
+        # Not uvloop's own way, which forks and runs Python in the child: a lock that another of our threads
+        # holds at that moment, in one of the CPU model's libraries say, is held there for ever, and the loop
+        # waits for that child. Popen without a preexec_fn calls vfork, and nothing of Python's.
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - no slower than the loop's; our own module
+            [sys.executable, "-I", str(Path(engine_guard.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C is for the gateway, which drains first
             env={},
         )
-        boot = cls(process, {**job, "grace_s": GRACE_S})
-        assert process.stdin is not None  # noqa: S101 - for the type checker
-        process.stdin.write(json.dumps(boot._job).encode() + b"\n")
+        lines = asyncio.StreamReader(limit=EVENT_BYTES)
+        boot = cls(process, lines, {**job, "grace_s": GRACE_S})
+        try:
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+            )
+            await in_thread(boot._hand_over)
+        except BaseException:
+            boot.leave()
+            raise
         return boot
+
+    def _hand_over(self) -> None:
+        """Give the guard its job, which may be more than a pipe holds."""
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker
+        left = memoryview(json.dumps(self._job).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone, or not wanted any more
+            while left:
+                left = left[self._process.stdin.write(left) :]
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield what the guard tells, until it is gone."""
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker
         # A guard that is killed may leave half a line.
-        while (line := await self._process.stdout.readline()).endswith(b"\n"):
+        while (line := await self._lines.readline()).endswith(b"\n"):
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "pids":
-                self._told = event
+                self._pids = event
             self._has_exited |= event["event"] == "exit"
             yield event
 
@@ -73,32 +93,32 @@ class Boot:
             async with asyncio.timeout(GONE_S):
                 async for _ in self.events():
                     pass
-                await self._process.wait()
+                await in_thread(self._process.wait)
         except TimeoutError:
             log.error("engine: its guard (pid %s) does not end, killing it", self._process.pid)
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
+            await in_thread(self._process.wait)
         if not self._has_exited:
             await asyncio.to_thread(self._clear)
 
     def _clear(self) -> None:
         """Do what a guard does at its end, for one that was killed."""
         engine_guard.kill(self._find, pause=time.sleep)
-        engine_guard.remove_segments(self._told.get("segments", ()))
+        engine_guard.remove_segments(self._pids.get("segments", ()))
         engine_guard.remove_folder(self._job["scratch"])
 
     def _find(self) -> list[engine_guard.Process]:
         """Find what is left of the engine: processes told of, those of its group, and those below."""
-        if not self._told:
+        if not self._pids:
             return []
         if not engine_guard.ON_LINUX:
-            return engine_guard.group(self._told["pgid"])
+            return engine_guard.group(self._pids["pgid"])
         table = engine_guard.processes()
-        told = {(pid, started) for pid, started in self._told["pids"]}
+        told = {(pid, started) for pid, started in self._pids["pids"]}
         left = {
             (pid, started)
             for pid, (_, group, started) in table.items()
-            if (pid, started) in told or group == self._told["pgid"]
+            if (pid, started) in told or group == self._pids["pgid"]
         }
         return sorted(left | set(engine_guard.descendants(pid for pid, _ in left)))

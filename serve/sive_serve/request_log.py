@@ -1,6 +1,7 @@
 """One line per request, in the format of the other log lines, at a tenth of what `logging` takes for one."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -65,7 +66,8 @@ class RequestLog:
 
         def flush_first(_: logging.LogRecord) -> bool:
             if threading.get_ident() == self._thread:
-                self.flush()
+                with contextlib.suppress(OSError):  # a full disk is not the fault of who logs something
+                    self.flush()
             return True
 
         handler.addFilter(flush_first)

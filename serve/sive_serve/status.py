@@ -68,7 +68,11 @@ def readiness(gateway: Gateway, *, model: str | None = None, own_voice: bool = F
         if model in (None, name)
     }
     rungs = {
-        name: [{"backend": rung.backend.name} | _state(gateway.health.rest(rung, now)) for rung in of_model]
+        name: [
+            {"backend": rung.backend.name, "degraded": rung.is_degraded}
+            | _state(gateway.health.rest(rung, now))
+            for rung in of_model
+        ]
         for name, of_model in wanted.items()
     }
     unready = [

@@ -16,8 +16,9 @@ from sive.errors import RequestError
 from sive.face_of import face_of
 from sive.health import Health
 from sive.policy import Clocks, Policy
-from sive.protocol import Endpoint, Json, error_of
+from sive.protocol import Endpoint, Json, error_of, loads
 from sive.routes import Model, Rung, Table
+from sive.through import THROUGH
 from sive.wires.httpx import HttpxWire
 from sive.wires.local import LocalWire
 
@@ -43,7 +44,6 @@ class Shim:
 
     def __init__(self, loaded: Loaded, *, has_host: bool) -> None:
         self._settings: Settings = loaded.settings
-        self._has_host = has_host
         self._uses_routes = loaded.path is not None or not has_host
         self._local: LocalModel | None = describe_local(self._settings.local)
         self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
@@ -58,9 +58,23 @@ class Shim:
         matches = (end for path, end in _ENDPOINTS.items() if request.url.path.endswith(path))
         return next(matches, None)
 
+    def is_the_hosts(self, endpoint: Endpoint, content: bytes, request: httpx2.Request) -> bool:
+        """Is this beyond chat, and of a model without a route here? Then it is the host's own affair.
+
+        What the host makes of it only it knows: how long it thinks, what it may leave out, how it fails. And
+        nobody here could answer for it.
+        """
+        if endpoint not in THROUGH or not _has_host(request):
+            return False
+        try:
+            body = loads(content)
+        except ValueError:
+            return True
+        return not isinstance(body, dict) or body.get("model") not in self._table
+
     def own_page(self, request: httpx2.Request) -> httpx2.Response | None:
         """What is asked of the host, where there is none: the models, or that nobody has such a page."""
-        if self._has_host:
+        if _has_host(request):
             return None
         try:
             page = self._page(request.method, request.url.path.removeprefix("/v1"))
@@ -108,7 +122,7 @@ class Shim:
         if configured is not None:
             policy = Policy(_within(clocks(self._settings), read_s), self._limits)
             return configured, policy, self._health
-        if not self._has_host:
+        if not _has_host(request):
             raise self._unknown(call.model)
         # The SDK may be pointed elsewhere with every request, so nothing is remembered of its host.
         policy = Policy(_within(Clocks(), read_s), self._limits, strict=True)
@@ -120,7 +134,7 @@ class Shim:
 
     def _host_first(self, call: Call, request: httpx2.Request) -> Model:
         url, _, query = str(request.url).partition("?")
-        url = url.removesuffix(call.asked.endpoint)
+        url = url.removesuffix(call.endpoint)
         headers = {name: value for name, value in request.headers.items() if name not in _NOT_PASSED_ON}
         host = OpenAIBackend("host", url, headers=headers, query=query)
         rungs = [Rung(host, call.model, "the SDK's base_url")]
@@ -141,6 +155,11 @@ class Shim:
                 "local": LocalWire(self._settings.local),
             }
         return wires
+
+
+def _has_host(request: httpx2.Request) -> bool:
+    """Is it sent to somebody? A client that was made without a host may be given one for a request."""
+    return request.url.host != IN_PROCESS_HOST
 
 
 def _listed(name: str) -> Json:

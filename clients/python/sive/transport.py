@@ -111,9 +111,12 @@ class AsyncSiveTransport(httpx2.AsyncBaseTransport):
         endpoint = self._shim.endpoint(request)
         if endpoint is None:
             return self._shim.own_page(request) or await self._host.send(request, stream=True)
+        content = await request.aread()
+        if self._shim.is_the_hosts(endpoint, content, request):
+            return await self._host.send(request, stream=True)
         mailbox = _AsyncMailbox()
         try:
-            chain = self._shim.chain(endpoint, request, await request.aread(), now=mailbox.loop.time())
+            chain = self._shim.chain(endpoint, request, content, now=mailbox.loop.time())
         except RequestError as problem:
             return _refusal(problem, request)
         driver = self._shim.driver(chain, mailbox)
@@ -161,9 +164,12 @@ class SiveTransport(httpx2.BaseTransport):
         endpoint = self._shim.endpoint(request)
         if endpoint is None:
             return self._shim.own_page(request) or self._host.send(request, stream=True)
+        content = request.read()
+        if self._shim.is_the_hosts(endpoint, content, request):
+            return self._host.send(request, stream=True)
         thread = LoopThread.shared()
         try:
-            body = thread.submit(self._start(endpoint, request, request.read())).result()
+            body = thread.submit(self._start(endpoint, request, content)).result()
         except RequestError as problem:
             return _refusal(problem, request)
         try:

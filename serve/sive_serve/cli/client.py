@@ -14,10 +14,11 @@ LOOPBACK = ("http://127.", "http://localhost:", "http://[::1]")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running sive: ``url`` without ``/v1``."""
+    """A running sive: ``url`` without ``/v1``. ``variable``: where its key is looked for."""
 
     url: str
     api_key: str
+    variable: str
 
     @property
     def is_near(self) -> bool:
@@ -32,12 +33,13 @@ def target(url: str | None, api_key: str | None, config: Path | None) -> Target:
         api_key = gateway.api_keys[0].get_secret_value() if gateway.api_keys else NO_KEY
     named = url or near_url(gateway.host, gateway.port)
     with_scheme = named if "://" in named else f"http://{named}"
-    return Target(with_scheme.rstrip("/").removesuffix("/v1"), api_key)
+    return Target(with_scheme.rstrip("/").removesuffix("/v1"), api_key, gateway.api_keys_env)
 
 
 def near_url(host: str, port: int) -> str:
     """Where this machine reaches a server of its own: one that listens everywhere also listens here."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - nothing is bound
+        host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

@@ -37,11 +37,13 @@ def status(*, url: str | None, api_key: str | None, config: Path | None) -> None
 
 
 def _refused(status_code: int, found: Target) -> str:
-    if status_code not in (401, 403):
+    if status_code == 403:
+        return "does not show its status to this key: a token opens only what a page asks for"
+    if status_code != 401:
         return f"answered HTTP {status_code}: is that a sive?"
     if found.api_key == NO_KEY:
-        return "wants a key: give it with --api-key KEY, or set SIVE_API_KEYS as it is set there"
-    return "refuses the key, from --api-key or SIVE_API_KEYS: it is none of that sive's own SIVE_API_KEYS"
+        return f"wants a key: give it with --api-key KEY, or set {found.variable} as it is set there"
+    return f"refuses the key, from --api-key or {found.variable}: it is none of that sive's own"
 
 
 def _show(said: dict[str, Any], url: str) -> None:

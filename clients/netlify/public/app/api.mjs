@@ -71,7 +71,7 @@ export class Api {
   /**
    * The rungs of each model and whether they could answer now, where a gateway is near enough to say.
    *
-   * @returns {Promise<Record<string, {backend: string, ready: boolean, resting?: string}[]>>}
+   * @returns {Promise<Record<string, {backend: string, degraded?: boolean, ready: boolean, resting?: string}[]>>}
    */
   async ready() {
     if (!this.#tellsReady) return {};

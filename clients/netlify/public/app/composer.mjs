@@ -41,7 +41,7 @@ export class Composer {
 
   /** Put a question back that nobody answered; not over what was typed since. @param {string} question */
   giveBack(question) {
-    this.field.value ||= question;
+    if (!this.text) this.field.value = question;
     this.grow();
   }
 

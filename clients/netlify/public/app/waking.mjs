@@ -30,13 +30,16 @@ export class Waking {
     const asked = this.asked();
     if (document.hidden || !asked) return;
     this.#lookAtMs = Date.now() + LOOK_WHEN_WELL_MS;
-    const [own, ...others] = (await this.api.ready())[asked.model] ?? [];
-    if (asked.model !== this.asked()?.model) return;
+    const rungs = (await this.api.ready())[asked.model] ?? [];
+    const now = this.asked(); // in what language, too
+    if (now?.model !== asked.model) return;
+    const own = rungs.filter(({ degraded }) => !degraded);
     const state = part("state", HTMLElement);
-    state.hidden = !own || own.ready;
-    if (!own || own.ready) return;
+    state.hidden = !own.length || own.some(({ ready }) => ready);
+    if (state.hidden) return;
     this.#lookAtMs = 0;
-    state.textContent = told(asked, own.resting ?? "", others.some(({ ready }) => ready));
+    const whys = own.map(({ resting }) => resting ?? "");
+    state.textContent = told(now, whys.find((why) => boot(why)) ?? "", rungs.some(({ ready }) => ready));
   }
 }
 

@@ -58,8 +58,9 @@ class Boot:
                 lambda: asyncio.StreamReaderProtocol(lines), process.stdout
             )
             await in_thread(boot._hand_over)
-        except BaseException:
+        except BaseException:  # a stop that comes meanwhile: it sees the end of its job, and ends
             boot.leave()
+            await in_thread(process.wait)
             raise
         return boot
 

@@ -34,6 +34,18 @@ async def main():
 uvloop.run(main())
 """
 
+# A gateway that outlives Ctrl-C for a while, as one that drains; it tells what its guard tells.
+DRAINS = """
+import asyncio, json, signal, sys, uvloop
+from sive_serve.engine_boot import Boot
+signal.signal(signal.SIGINT, lambda *_: None)
+async def main():
+    boot = await Boot.start(json.loads(sys.argv[1]))
+    async for event in boot.events():
+        print(json.dumps(event), flush=True)
+uvloop.run(main())
+"""
+
 # Starts a guard as the gateway does, hands it the job in its argument, and does nothing else.
 PARENT = """
 import subprocess, sys, threading
@@ -271,3 +283,22 @@ def test_a_guard_starts_whatever_other_threads_hold() -> None:
         run.communicate()
         pytest.fail("the loop waits for a child that never comes to its exec")
     assert said == b"started\n"
+
+
+def test_ctrl_c_is_the_gateways_alone_and_the_scheduler_sees_one_session(
+    guarded: Callable[..., Guarded],
+) -> None:
+    """An engine in a session of its own would be scheduled against the gateway, in a group it fills."""
+    job = guarded().job
+    command = [sys.executable, "-c", DRAINS, json.dumps(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as gateway:
+        assert gateway.stdout is not None
+        told = next(event for line in gateway.stdout if (event := json.loads(line))["event"] == "pids")
+        engine = psutil.Process(told["pgid"])
+        os.killpg(gateway.pid, signal.SIGINT)  # as a terminal does to its foreground group
+        ready = any(json.loads(line).get("phase") == "ready" for line in gateway.stdout)
+        assert ready, "the engine did not live to be ready"
+        assert os.getsid(engine.pid) == os.getsid(gateway.pid)
+        gateway.kill()
+    psutil.wait_procs([engine], 20)
+    assert not engine.is_running()

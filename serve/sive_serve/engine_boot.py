@@ -48,7 +48,7 @@ class Boot:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the gateway, which drains first
+            process_group=0,  # Ctrl-C is for the gateway, which drains first
             env={},
         )
         lines = asyncio.StreamReader(limit=EVENT_BYTES)

@@ -272,7 +272,9 @@ class Guard:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # Not a session of its own: where the kernel's autogroups schedule sessions against each other, a
+            # gateway beside an engine on all cores was seen to wait for one for 0.6 s.
+            process_group=0,
             preexec_fn=die_with_guard,  # safe: this process has one thread
         )
         assert self.engine.stdout is not None  # noqa: S101 - for the type checker

@@ -1,5 +1,8 @@
 """The guard: whatever dies, and however, nothing of the engine is left."""
 
+import asyncio
+import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -14,7 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from sive_serve import engine_guard
+from sive_serve.engine_boot import Boot
 from sive_serve.engine_config import free_port
 
 FAKE = Path(__file__).parent / "lab" / "fake_engine.py"
@@ -24,11 +29,11 @@ SHM = Path("/dev/shm")
 # Starts a guard on the gateway's kind of loop, where whatever Python does in a forked child never ends:
 # as when another thread held a lock at that moment.
 FORKS_BADLY = """
-import asyncio, os, threading, uvloop
+import asyncio, json, os, sys, threading, uvloop
 from sive_serve.engine_boot import Boot
 os.register_at_fork(after_in_child=threading.Event().wait)
 async def main():
-    boot = await Boot.start({"nothing": "to do"})
+    boot = await Boot.start(json.loads(sys.argv[1]))
     print("started", flush=True)
     await boot.close()
 uvloop.run(main())
@@ -63,6 +68,11 @@ def until(condition: Callable[[], Any], *, deadline_s: float = 20, what: str) ->
         assert time.monotonic() < deadline, f"not within {deadline_s} s: {what}"
         time.sleep(0.02)
     return met
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 class Guarded:
@@ -119,19 +129,19 @@ class Guarded:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Callable[..., Guarded]]:
-    """Start guards over fake engines that misbehave as asked; all are ended after the test."""
-    started: list[Guarded] = []
+def guard_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Jobs for guards over fake engines that misbehave as asked."""
+    numbers = itertools.count()
 
-    def start(*, command: list[str] | None = None, by_parent: bool = False, **misbehaviour: Any) -> Guarded:
-        scratch = tmp_path / f"scratch{len(started)}"
+    def make(*, command: list[str] | None = None, **misbehaviour: Any) -> dict[str, Any]:
+        scratch = tmp_path / f"scratch{next(numbers)}"
         scratch.mkdir()
         (scratch / "left_behind.sock").touch()
-        config = tmp_path / "config.yaml"
+        config = tmp_path / f"{scratch.name}.yaml"
         port = free_port()
         keys = {f"fake-{key}": value for key, value in misbehaviour.items()}
         config.write_text(json.dumps({"model": "m", "served-model-name": ["m"], "port": port, **keys}))
-        job = {
+        return {
             "command": command or [sys.executable, str(FAKE), "serve", "--config", str(config)],
             "env": {},
             "port": port,
@@ -140,6 +150,17 @@ def guarded(tmp_path: Path) -> Iterator[Callable[..., Guarded]]:
             "scratch": str(scratch),
             "log": str(tmp_path / "engine.log"),
         }
+
+    return make
+
+
+@pytest.fixture
+def guarded(guard_job: Callable[..., dict[str, Any]]) -> Iterator[Callable[..., Guarded]]:
+    """Start guards over fake engines; all are ended after the test."""
+    started: list[Guarded] = []
+
+    def start(*, by_parent: bool = False, **asked: Any) -> Guarded:
+        job = guard_job(**asked)
         parent = [sys.executable, "-c", PARENT, json.dumps(job), *GUARD]
         started.append(Guarded(parent if by_parent else GUARD, job, pass_job=not by_parent))
         return started[-1]
@@ -271,10 +292,12 @@ def test_the_guard_costs_next_to_nothing(guarded: Callable[..., Guarded]) -> Non
     assert times.user + times.system < 0.3
 
 
-def test_a_guard_starts_whatever_other_threads_hold() -> None:
+def test_a_guard_starts_whatever_other_threads_hold(guard_job: Callable[..., dict[str, Any]]) -> None:
     """No Python runs between fork and exec: a child that hung there would stop the loop for ever."""
     run = subprocess.Popen(
-        [sys.executable, "-c", FORKS_BADLY], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", FORKS_BADLY, json.dumps(guard_job(command=["/nowhere"]))],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         said, _ = run.communicate(timeout=30)
@@ -282,23 +305,66 @@ def test_a_guard_starts_whatever_other_threads_hold() -> None:
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
         pytest.fail("the loop waits for a child that never comes to its exec")
-    assert said == b"started\n"
+    assert (said, run.returncode) == (b"started\n", 0)
 
 
 def test_ctrl_c_is_the_gateways_alone_and_the_scheduler_sees_one_session(
-    guarded: Callable[..., Guarded],
+    guard_job: Callable[..., dict[str, Any]],
 ) -> None:
     """An engine in a session of its own would be scheduled against the gateway, in a group it fills."""
-    job = guarded().job
-    command = [sys.executable, "-c", DRAINS, json.dumps(job)]
+    command = [sys.executable, "-c", DRAINS, json.dumps(guard_job(**{"boot-s": 1}))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as gateway:
-        assert gateway.stdout is not None
-        told = next(event for line in gateway.stdout if (event := json.loads(line))["event"] == "pids")
-        engine = psutil.Process(told["pgid"])
-        os.killpg(gateway.pid, signal.SIGINT)  # as a terminal does to its foreground group
-        ready = any(json.loads(line).get("phase") == "ready" for line in gateway.stdout)
-        assert ready, "the engine did not live to be ready"
-        assert os.getsid(engine.pid) == os.getsid(gateway.pid)
-        gateway.kill()
+        try:
+            assert gateway.stdout is not None
+            told = next(event for line in gateway.stdout if (event := json.loads(line))["event"] == "pids")
+            engine = psutil.Process(told["pgid"])
+            os.killpg(gateway.pid, signal.SIGINT)  # as a terminal does to its foreground group
+            phases = (json.loads(line).get("phase") for line in gateway.stdout)
+            assert any(phase == "ready" for phase in phases), "the engine did not live to be ready"
+            assert os.getsid(engine.pid) == os.getsid(gateway.pid)
+        finally:
+            gateway.kill()
     psutil.wait_procs([engine], 20)
     assert not engine.is_running()
+
+
+def test_a_guard_leaves_no_descriptor_open(guard_job: Callable[..., dict[str, Any]]) -> None:
+    """However often an engine starts, on the gateway's own kind of loop; nor one that is closed twice."""
+
+    async def boots() -> tuple[int, int]:
+        before = 0
+        for number in range(4):
+            boot = await Boot.start(guard_job(command=["/nowhere"]))
+            events = [event["event"] async for event in boot.events()]
+            assert events[-1] == "exit"
+            await boot.close()
+            if number == 0:
+                before = descriptors()
+        return before, descriptors()
+
+    before, after = uvloop.run(boots())
+    assert after == before
+
+
+def test_a_stop_before_the_job_is_handed_over_leaves_nothing(
+    guard_job: Callable[..., dict[str, Any]],
+) -> None:
+    """No process, no scratch folder, no descriptor: whenever the start is cancelled."""
+    job = guard_job(**{"boot-s": 1})
+    job["env"] = {"LARGE": "x" * 300_000}  # more than a pipe holds
+
+    async def starts(wait_s: float) -> None:
+        start = asyncio.create_task(Boot.start(job))
+        await asyncio.sleep(wait_s)
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await start).close()  # it was quicker
+
+    uvloop.run(starts(0.5))
+    before = descriptors()
+    for wait_s in (0, 0.001, 0.01, 0.05):
+        Path(job["scratch"]).mkdir(exist_ok=True)
+        uvloop.run(starts(wait_s))
+        assert not psutil.Process().children()
+        assert not Path(job["scratch"]).exists()
+    assert descriptors() == before

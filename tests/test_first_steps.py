@@ -62,12 +62,12 @@ def test_an_sdk_without_v1_is_told_so(path: str, serve: Serve) -> None:
 
 
 def test_a_named_sive_needs_no_configuration_of_this_folder(serve: Serve, tmp_path: Path) -> None:
-    """`sive status --url` in the folder of a file whose keys are not set; without a URL it says which."""
+    """`sive status --url` in the folder of a file that is wrong; without a URL it says what is."""
     served = serve()
-    (tmp_path / "sive.toml").write_text(POD + 'api_key_env = "SIVE_POD_KEY"\n')
+    (tmp_path / "sive.toml").write_text("[gatewey]\n")
     assert cli("status", "--url", served.url, cwd=tmp_path).returncode == 0
     refused = cli("status", cwd=tmp_path)
-    assert "SIVE_POD_KEY, which is not set: export it, or remove api_key_env" in refused.stderr
+    assert "unknown key 'gatewey'" in refused.stderr
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
@@ -124,6 +124,9 @@ def test_a_backend_that_nobody_asks_is_said(tmp_path: Path) -> None:
     [
         ('[backend]\nname = "a"\n', "write [[backend]], twice the brackets"),
         ("[model.m]\nroute = []\n", "name at least one rung"),
+        ('[model.m]\nquestions = "Why?"\n', "model.m.questions is a list: write it in brackets"),
+        ('[[backend]]\nname = "a"\nurl = "127.0.0.1:9/v1"\n', "(it is '127.0.0.1:9/v1'): write http://"),
+        ('[[backend]]\nname = "a"\nurl = "me:sk-secret@host/v1"\n', "write http://HOST/v1"),
         (2 * (POD + 'api_key = "sk-secret"\n'), "give each its own name"),
     ],
 )
@@ -135,3 +138,17 @@ def test_a_wrong_file_is_told_in_words_of_ours(text: str, told: str, tmp_path: P
         load(file, environ={})
     assert told in str(wrong.value)
     assert "sk-secret" not in str(wrong.value)
+
+
+def test_who_only_looks_needs_no_keys_of_backends(serve: Serve, tmp_path: Path) -> None:
+    """Those that ask a running sive, and the one that shows what is configured, and what is missing."""
+    served = serve()
+    keyed = POD.replace("url =", 'api_key_env = "POD_KEY"\nurl =')
+    (tmp_path / "sive.toml").write_text(f"{keyed}[gateway]\nport = {served.port}\n")
+    assert cli("status", cwd=tmp_path).returncode == 0
+    assert cli("adapters", "list", cwd=tmp_path).stderr.startswith("sive: there is no lora_adapters")
+    shown = cli("config", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "POD_KEY, not set" in shown.stdout
+    refused = cli("serve", "--port", "0", cwd=tmp_path)
+    assert "its key is to come from POD_KEY, which is not set" in refused.stderr

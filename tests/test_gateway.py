@@ -435,8 +435,6 @@ def test_a_probe_counts_as_asked(serve: Serve) -> None:
             return str(served.get("/status").json()["models"]["m"]["rungs"][0]["last"])
 
         until(lambda: last().startswith("answered a probe, "), 10, "a probe")
-        assert ask(served).status_code == 200
-        assert last().startswith("answered")
 
 
 def test_rungs_that_may_not_answer_are_not_said_to_be_ready(serve: Serve) -> None:

@@ -293,7 +293,15 @@ def test_a_client_without_a_host_may_be_given_one() -> None:
     with Upstream(replies) as host, OpenAI() as sdk:
         there = sdk.with_options(base_url=f"http://127.0.0.1:{host.port}/v1", api_key="k")
         assert there.responses.retrieve("resp_1").id == "resp_1"
-    assert host.seen[0].path == "/v1/responses/resp_1"
+        there.responses.create(model="kant", input="?")
+    assert [one.path for one in host.seen] == ["/v1/responses/resp_1", "/v1/responses"]
+
+
+@pytest.mark.parametrize("model", [["a"], {"a": 1}, 5])
+def test_a_model_that_is_no_name_is_told(model: object) -> None:
+    """As an error of the request, not of ours."""
+    with OpenAI() as sdk, pytest.raises(openai.BadRequestError, match="'model' must be a string"):
+        sdk.responses.create(model=model, input="?")  # type: ignore[call-overload]
 
 
 def test_a_stream_closed_by_another_thread_ends_with_an_error() -> None:

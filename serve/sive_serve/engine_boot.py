@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,15 @@ log = logging.getLogger(__name__)
 class Boot:
     """A running guard. Read ``events`` to the end, then ``close``, which is safe at any moment."""
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes]", lines: asyncio.StreamReader, job: dict[str, Any]
-    ) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", job: dict[str, Any]) -> None:
         self._process = process
-        self._lines = lines
+        self._lines = asyncio.StreamReader(limit=EVENT_BYTES)
         self._job = job
         self._pids: dict[str, Any] = {}
         self._has_exited = False
+        loop = asyncio.get_running_loop()
+        # A thread that owns the pipe: uvloop's transport leaves it open at its end, and closes it twice.
+        threading.Thread(target=self._read, args=(loop,), name="sive-guard", daemon=True).start()
 
     @classmethod
     async def start(cls, job: dict[str, Any]) -> "Boot":
@@ -51,26 +55,24 @@ class Boot:
             process_group=0,  # Ctrl-C is for the gateway, which drains first
             env={},
         )
-        lines = asyncio.StreamReader(limit=EVENT_BYTES)
-        boot = cls(process, lines, {**job, "grace_s": GRACE_S})
+        boot = cls(process, {**job, "grace_s": GRACE_S})
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        # One of its own for the thread that writes: ours may be closed meanwhile.
+        pipe = os.fdopen(os.dup(process.stdin.fileno()), "wb", buffering=0)
         try:
-            await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(lines), process.stdout
-            )
-            await in_thread(boot._hand_over)
-        except BaseException:  # a stop that comes meanwhile: it sees the end of its job, and ends
-            boot.leave()
-            await in_thread(process.wait)
+            await in_thread(lambda: _write(pipe, json.dumps(boot._job).encode() + b"\n"))
+        except BaseException:  # a stop that comes meanwhile
+            await boot.close()
             raise
         return boot
 
-    def _hand_over(self) -> None:
-        """Give the guard its job, which may be more than a pipe holds."""
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        left = memoryview(json.dumps(self._job).encode() + b"\n")
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone, or not wanted any more
-            while left:
-                left = left[self._process.stdin.write(left) :]
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand on what the guard tells; in a thread."""
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker
+        with contextlib.suppress(RuntimeError), self._process.stdout as told:  # the loop is closed
+            while part := told.read(65536):
+                loop.call_soon_threadsafe(self._lines.feed_data, part)
+            loop.call_soon_threadsafe(self._lines.feed_eof)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield what the guard tells, until it is gone."""
@@ -123,3 +125,11 @@ class Boot:
             if (pid, started) in told or group == self._pids["pgid"]
         }
         return sorted(left | set(engine_guard.descendants(pid for pid, _ in left)))
+
+
+def _write(pipe: FileIO, data: bytes) -> None:
+    """Give the guard its job, which may be more than a pipe holds."""
+    left = memoryview(data)
+    with contextlib.suppress(BrokenPipeError), pipe:  # it is gone, which its events say
+        while left:
+            left = left[pipe.write(left) :]

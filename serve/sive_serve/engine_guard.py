@@ -254,6 +254,10 @@ class Guard:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._leave())
+        # The engine has the gateway's terminal, but is in its background: who asks something there gets an
+        # error, and is not stopped for ever. Ignored signals stay so in those that are started.
+        for number in (signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
         self.selector.register(awake, selectors.EVENT_READ, lambda: awake.recv(4096))
         self.selector.register(0, selectors.EVENT_READ, self._read_stdin)
 

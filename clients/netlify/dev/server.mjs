@@ -16,7 +16,7 @@ const TYPES = { ".html": "text/html", ".css": "text/css", ".mjs": "text/javascri
 
 if (existsSync(join(ROOT, ".env"))) {
   for (const line of readFileSync(join(ROOT, ".env"), "utf8").split("\n")) {
-    const [, name, value] = /^\s*(\w+)\s*=\s*(.*?)\s*$/.exec(line) ?? [];
+    const [, name, , value] = /^\s*(\w+)\s*=\s*(["']?)(.*?)\2\s*$/.exec(line) ?? [];
     if (name) process.env[name] ??= value;
   }
 }

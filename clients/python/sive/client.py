@@ -15,9 +15,11 @@ class OpenAI(openai.OpenAI):
     """``openai.OpenAI`` that falls to the next rung, in the end to the CPU model, when a host is gone.
 
     Takes what ``openai.OpenAI`` takes, but for ``http_client``. Models of a ``sive.toml`` (``config``, or
-    found as ``sive serve`` finds it) take their routes; every other model goes to ``base_url``, and to the
-    CPU model only when that host cannot be reached, stays silent or says 502, 503 or 504. Without
-    ``base_url``, key and ``OPENAI_*`` variables the packaged models are served in this process.
+    found as ``sive serve`` finds it) take their routes; every other model goes to ``base_url``, and its chat
+    and completions to the CPU model when that host cannot be reached, stays silent or says 502, 503 or 504.
+    Without ``base_url``, key and ``OPENAI_*`` variables the packaged models are served in this process.
+    ``max_retries`` is 0 unless given: a chain asks again by itself, and asking a host for what is beyond
+    chat is left to it.
 
     Raises:
         ConfigError: the ``sive.toml`` is wrong.

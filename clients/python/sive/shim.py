@@ -37,16 +37,18 @@ _NOT_PASSED_ON = frozenset({"host", "content-length", "connection", "accept-enco
 class Shim:
     """Routes of one SDK client.
 
-    With a ``sive.toml`` its models take their routes. Everything else goes to the SDK's own host, and when
-    that cannot be reached to the CPU model. Safe to use from several event loops and after a fork: each
-    loop has wires of its own.
+    With a ``sive.toml`` its models take their routes. Everything else goes to the SDK's own host; chat and
+    completions to the CPU model when that cannot be reached. Safe to use from several event loops and after
+    a fork: each loop has wires of its own.
     """
 
     def __init__(self, loaded: Loaded, *, has_host: bool) -> None:
         self._settings: Settings = loaded.settings
-        self._uses_routes = loaded.path is not None or not has_host
+        self._is_configured = loaded.path is not None
         self._local: LocalModel | None = describe_local(self._settings.local)
-        self._table: Table = build_table(self._settings, local=self._local) if self._uses_routes else {}
+        self._table: Table = (
+            build_table(self._settings, local=self._local) if self._is_configured or not has_host else {}
+        )
         self._limits = limits(self._settings)
         self._health = Health(Policy(clocks(self._settings)))
         self._wires: dict[asyncio.AbstractEventLoop, Wires] = {}
@@ -70,7 +72,8 @@ class Shim:
             body = loads(content)
         except ValueError:
             return True
-        return not isinstance(body, dict) or body.get("model") not in self._table
+        name = body.get("model") if isinstance(body, dict) else None
+        return not isinstance(name, str) or name not in self._table_for(request)
 
     def own_page(self, request: httpx2.Request) -> httpx2.Response | None:
         """What is asked of the host, where there is none: the models, or that nobody has such a page."""
@@ -118,7 +121,7 @@ class Shim:
 
     def _route(self, call: Call, request: httpx2.Request) -> tuple[Model, Policy, Health]:
         read_s = (request.extensions.get("timeout") or {}).get("read")
-        configured = self._table.get(call.model)
+        configured = self._table_for(request).get(call.model)
         if configured is not None:
             policy = Policy(_within(clocks(self._settings), read_s), self._limits)
             return configured, policy, self._health
@@ -127,6 +130,10 @@ class Shim:
         # The SDK may be pointed elsewhere with every request, so nothing is remembered of its host.
         policy = Policy(_within(Clocks(), read_s), self._limits, strict=True)
         return self._host_first(call, request), policy, Health(policy)
+
+    def _table_for(self, request: httpx2.Request) -> Table:
+        """The routes that may answer a request: of a host's models only those that somebody wrote down."""
+        return self._table if self._is_configured or not _has_host(request) else {}
 
     def _unknown(self, name: str) -> RequestError:
         message = f"the model {name[:200]!r} does not exist; served are: {', '.join(self._table)}"

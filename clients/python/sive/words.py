@@ -16,6 +16,8 @@ from sive.through import LACKS
 
 DEFAULT_RETRY_AFTER_S = 5.0
 
+EMPTY = "its route is empty, and the CPU model is not there: pip install '.[local]' in a checkout brings it"
+
 HEADERS_OF_ERRORS = ("retry-after", "x-ratelimit-", "x-should-retry")
 """Headers that go back with a caller's own error, by how they begin."""
 
@@ -64,7 +66,7 @@ class Words:
             return 400, error(message, type="invalid_request_error", code="context_length_exceeded"), {}
         # Another sive asked for no other voice: it is told of those that could have been its own.
         told = self._report.failed_over if self._call.hop else []
-        message = f"{NOBODY} {self._model.name!r}: {_whys(told or failures) or 'its route is empty'}"
+        message = f"{NOBODY} {self._model.name!r}: {_whys(told or failures) or EMPTY}"
         waits = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
         wait_s = math.ceil(min(waits, default=DEFAULT_RETRY_AFTER_S))
         # The SDKs' own retries would only knock again at doors that were just tried.

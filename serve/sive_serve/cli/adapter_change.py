@@ -32,7 +32,7 @@ def change_everywhere(
     Raises:
         AdapterError: there is no admin key to ask with.
     """
-    keys = load(config).settings.gateway.admin_keys
+    keys = load(config, asks_backends=False).settings.gateway.admin_keys
     key = admin_key or (keys[0].get_secret_value() if keys else None)
     if key is None:
         raise AdapterError("changes need an admin key: set SIVE_ADMIN_KEYS, or give --admin-key")

@@ -16,7 +16,7 @@ DESIRED_ADAPTERS = Path("lora_adapters/adapters.toml")
 
 def list_file(named: Path | None, config: Path | None) -> Path:
     """The list that was named, else the one of [engine], else the one in this folder."""
-    return named or engine_list(load(config).settings) or DESIRED_ADAPTERS
+    return named or engine_list(load(config, asks_backends=False).settings) or DESIRED_ADAPTERS
 
 
 def engine_list(settings: Settings) -> Path | None:

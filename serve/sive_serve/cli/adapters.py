@@ -22,7 +22,7 @@ app = typer.Typer(help="The adapters (LoRAs) that engines are to serve.", no_arg
 
 ListOption = Annotated[
     Path | None,
-    typer.Option("--adapters", help="An adapters.toml; default: that of [engine].", show_default=False),
+    typer.Option("--adapters", help="An adapters.toml; default: that of \\[engine].", show_default=False),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A sive.toml.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -93,7 +93,7 @@ def check(
     reports = [
         _Report(name, folder, base or its_base)
         for name, folder, its_base in _wanted(
-            wanted or [], list_file(adapters, config), store_of(load(config).settings)
+            wanted or [], list_file(adapters, config), store_of(load(config, asks_backends=False).settings)
         )
     ]
     if as_json:
@@ -116,7 +116,7 @@ def pin(
 
     from sive_serve.cli.bars import DownloadBars
 
-    path, store = list_file(adapters, config), store_of(load(config).settings)
+    path, store = list_file(adapters, config), store_of(load(config, asks_backends=False).settings)
     chosen = [adapter for adapter in find(path, names) if names or not adapter.release.sha256]
     done = []
     for adapter in chosen:

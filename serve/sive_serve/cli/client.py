@@ -46,7 +46,7 @@ def near_url(host: str, port: int) -> str:
 def _gateway(url: str | None, config: Path | None) -> GatewaySettings:
     """What is configured; of a sive that is named only its keys are wanted, whatever lies in this folder."""
     try:
-        return load(config).settings.gateway
+        return load(config, asks_backends=False).settings.gateway
     except ConfigError:
         if url is None or config is not None:
             raise

@@ -18,7 +18,7 @@ SECRET = re.compile(r"(api[_-]?keys?|[._-]token|secret|password|authorization)$"
 
 def show(config: Path | None) -> None:
     """Print every effective value and its source; secrets as stars."""
-    loaded = load(config)
+    loaded = load(config, asks_backends=False)
     console = Console()
     rows = [
         (key, MASK if SECRET.search(key) and value else _shown(value), loaded.sources.get(key, "default"))

@@ -33,7 +33,8 @@ export class Waking {
     const rungs = (await this.api.ready())[asked.model] ?? [];
     const now = this.asked(); // in what language, too
     if (now?.model !== asked.model) return;
-    const own = rungs.filter(({ degraded }) => !degraded);
+    // Gateways of before only said who is first.
+    const own = rungs.some(({ degraded }) => degraded !== undefined) ? rungs.filter(({ degraded }) => !degraded) : rungs.slice(0, 1);
     const state = part("state", HTMLElement);
     state.hidden = !own.length || own.some(({ ready }) => ready);
     if (state.hidden) return;

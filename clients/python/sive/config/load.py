@@ -46,11 +46,13 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    asks_backends: bool = True,
 ) -> Loaded:
     """Read the configuration.
 
     ``path``: as given by ``--config``; else ``SIVE_CONFIG``, ``./sive.toml``, ``~/.config/sive/sive.toml``,
-    else the packaged defaults. ``overrides``: dotted key to value, from the command line.
+    else the packaged defaults. ``overrides``: dotted key to value, from the command line. ``asks_backends``:
+    false for whoever only looks: then a backend's key may be missing.
 
     Raises:
         ConfigError: names the file, the key and the way out.
@@ -69,7 +71,7 @@ def load(
     if not tree.get("model"):
         tree["model"] = _packaged_models()
     settings = _validate(tree, where, sources)
-    settings = _with_secrets(settings, sources, environ)
+    settings = _with_secrets(settings, sources, environ, must_be_there=asks_backends)
     _check_routes(settings, where)
     return Loaded(settings, found, sources)
 
@@ -206,6 +208,13 @@ def _told(error: ErrorDetails) -> str:
         return f"{key!r} is missing"
     if key == "backend" and error["type"] == "tuple_type":
         return "[backend] is one of several: write [[backend]], twice the brackets"
+    if error["type"] == "tuple_type":
+        return f"{key} is a list: write it in brackets, [...]"
+    if error["type"] in ("url_parsing", "url_scheme"):
+        given = (
+            "" if "@" in str(error["input"]) else f" (it is {error['input']!r})"
+        )  # there may be a password
+        return f"{key}: no address of a server{given}: write http://HOST/v1 or https://HOST/v1"
     if error["type"] == "too_short":
         return f"{key} is empty: name at least one rung, or leave it out"
     message = error["msg"].removeprefix("Value error, ")
@@ -242,7 +251,9 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
 
 
-def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[str, str]) -> Settings:
+def _with_secrets(
+    settings: Settings, sources: dict[str, str], environ: Mapping[str, str], *, must_be_there: bool
+) -> Settings:
     """Fill each backend's keys from the variables it names."""
     backends = []
     for number, backend in enumerate(settings.backend):
@@ -252,6 +263,9 @@ def _with_secrets(settings: Settings, sources: dict[str, str], environ: Mapping[
             if name is None:
                 continue
             if not environ.get(name, "").strip():
+                sources[f"backend.{number}.{key}"] = f"{name}, not set"
+                if not must_be_there:
+                    continue
                 raise ConfigError(
                     f"backend {backend.name!r}: its key is to come from {name}, which is not set: "
                     f"export it, or remove {key}_env"

@@ -290,7 +290,7 @@ def test_after_a_restart_the_engine_has_all_its_adapters_again(tmp_path: Path) -
             seen: list[dict[str, str]] = []
             adapters.wanted.changed = lambda: seen.append(serving(adapters))
             assert engine._boot is not None
-            os.kill(engine._boot._told["pids"][0][0], 9)
+            os.kill(engine._boot._pids["pids"][0][0], 9)
             await until(lambda: engine.state.phase == "failed", what="failed")
             assert seen[0] == {}
             await engine.wait_ready(30)
@@ -466,7 +466,7 @@ def test_a_version_that_was_damaged_on_disk_is_not_loaded(house: House) -> None:
             file.chmod(0o644)
             file.write_bytes(file.read_bytes()[:-2] + b"\xff\xff")
             assert engine._boot is not None
-            os.kill(engine._boot._told["pids"][0][0], 9)
+            os.kill(engine._boot._pids["pids"][0][0], 9)
             await until(lambda: engine.state.phase == "failed", what="failed")
             await engine.wait_ready(30)
             assert (adapters.states["spinoza"].phase, serving(adapters)) == ("refused", {})

@@ -125,7 +125,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")  # line ends as they are
     except FileNotFoundError as exc:
-        raise AdapterError(f"there is no {path}: name a list with --adapters, or add an adapter") from exc
+        raise AdapterError(f"there is no {path}: name a list with --adapters") from exc
     except OSError as exc:
         raise AdapterError(f"cannot read {path}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

@@ -24,8 +24,8 @@ from sive_serve.http import HOT_PATHS
 SDK_PATHS = ("/chat/completions", "/completions", "/embeddings", "/messages", "/models", "/responses")
 """What an SDK asks for whose ``base_url`` lacks its ``/v1``."""
 
-
 OTHER_METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"]
+"""What an endpoint that takes POST is not asked with."""
 
 
 def create_app(gateway: Gateway) -> ASGIApp:

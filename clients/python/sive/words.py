@@ -16,7 +16,10 @@ from sive.through import LACKS
 
 DEFAULT_RETRY_AFTER_S = 5.0
 
-EMPTY = "its route is empty, and the CPU model is not there: pip install '.[local]' in a checkout brings it"
+EMPTY = (
+    "its route is empty, and there is no CPU model: it is switched off, "
+    "or not installed (pip install '.[local]' in a checkout)"
+)
 
 HEADERS_OF_ERRORS = ("retry-after", "x-ratelimit-", "x-should-retry")
 """Headers that go back with a caller's own error, by how they begin."""

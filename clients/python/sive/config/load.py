@@ -262,16 +262,15 @@ def _with_secrets(
         for key, name in named.items():
             if name is None:
                 continue
-            if not environ.get(name, "").strip():
-                sources[f"backend.{number}.{key}"] = f"{name}, not set"
-                if not must_be_there:
-                    continue
+            value = environ.get(name, "").strip()
+            sources[f"backend.{number}.{key}"] = name if value else f"{name}, not set"
+            if value:
+                found[key] = SecretStr(value)
+            elif must_be_there:
                 raise ConfigError(
                     f"backend {backend.name!r}: its key is to come from {name}, which is not set: "
                     f"export it, or remove {key}_env"
                 )
-            found[key] = SecretStr(environ[name].strip())
-            sources[f"backend.{number}.{key}"] = name
         backends.append(backend.model_copy(update=found) if found else backend)
     return settings.model_copy(update={"backend": tuple(backends)})
 
